@@ -1,0 +1,1 @@
+"""Networks that write other networks: four papers as one PyTorch Lightning application."""

@@ -1,0 +1,109 @@
+"""How a run is saved: checkpoints that a kill cannot harm, and a last one at every stop."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from lightning_meta.errors import InputError
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's contents on the CPU, tensors mapped from the file; no code in it can run.
+
+    Raises:
+        InputError: Where there is no such file or it is not a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"no checkpoint {path}: check --ckpt_path")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint["state_dict"], checkpoint["global_step"]
+    except Exception as error:  # torch has a different exception for every way in which a file can be broken
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is not a checkpoint of this application or is damaged ({reason})") from error
+    return checkpoint
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there: a kill while writing leaves the former one whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        unfinished = path.with_name(path.name + ".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(unfinished, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            unfinished.unlink(missing_ok=True)
+            raise InputError(f"cannot write checkpoint {path} ({error}): free the disk or choose another folder") from error
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt``: every few steps, after each validation, at the end, and on Ctrl-C.
+
+    Where a validation follows a step, the checkpoint is written after it: a run taken up from there has validated.
+    The first Ctrl-C lets the step end, saves and stops; the second one stops at once.
+
+    Args:
+        every_n_steps: Optimizer steps between two writings.
+    """
+
+    def __init__(self, every_n_steps: int = 50):
+        self.every_n_steps = every_n_steps
+        self.interrupted = False
+        self._saved_step = -1
+        self._accumulating = False
+
+    def path(self, trainer: Trainer) -> Path:
+        """Where this run's last checkpoint lies."""
+        return Path(trainer.log_dir) / "checkpoints" / "last.ckpt"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and not trainer.fast_dev_run:
+            self._former_handler = signal.signal(signal.SIGINT, self._interrupt)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and not trainer.fast_dev_run:
+            signal.signal(signal.SIGINT, self._former_handler)
+
+    def _interrupt(self, signum: int, frame: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.world_size > 1:  # a collective: every rank must stop after the same batch
+            self.interrupted = trainer.strategy.reduce_boolean_decision(self.interrupted, all=False)
+        self._accumulating = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        if self._accumulating:  # gradients are not in a checkpoint
+            return
+        due = trainer.global_step % self.every_n_steps == 0
+        validation_follows = (batch_idx + 1) % trainer.val_check_batch == 0
+        if self.interrupted or (due and not validation_follows):
+            self._save(trainer)
+        trainer.should_stop = trainer.should_stop or self.interrupted
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not self._accumulating:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if not trainer.fast_dev_run:
+            trainer.save_checkpoint(self.path(trainer), weights_only=False)
+            self._saved_step = trainer.global_step

@@ -1,0 +1,164 @@
+"""The command line: LightningCLI with this application's defaults, and one line for each mistake."""
+
+import os
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_meta import results
+from lightning_meta.checkpoints import LastCheckpoint, read_checkpoint
+from lightning_meta.errors import InputError
+from lightning_meta.reports import PredictionWriter, Record, TensorBoardPictures
+from lightning_meta.schedule import MetaSchedule
+
+DEFAULTS = Path(__file__).parents[1] / "configs" / "defaults.yaml"
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """Saves the configuration of the training run, which ``test`` and ``predict`` leave as it is."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class MetaCLI(LightningCLI):
+    """``fit``, ``validate``, ``test`` and ``predict`` for an experiment that ``--config`` describes.
+
+    ``--ckpt_path`` takes a file, or ``best`` or ``last`` of this run's folder. ``fit`` without it begins a new run and
+    moves a former one of the same name aside; the other commands take ``best`` by default.
+    """
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(MetaSchedule, "schedule")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        # After the best one: the last checkpoint remembers which was best.
+        parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.link_arguments("seed_everything", "schedule.seed")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def _parse_ckpt_path(self) -> None:
+        """Does nothing: the configuration decides, not the hyper-parameters in a checkpoint."""
+
+    def before_instantiate_classes(self) -> None:
+        self.options = self.config[self.subcommand]
+        logger = self.options.trainer.logger.init_args
+        self.run_folder = Path(logger.save_dir) / logger.name
+        self.options.ckpt_path = self._checkpoint_path(self.options.ckpt_path)
+        self.options.weights_only = True  # no code in a checkpoint is ever run
+        if self.options.trainer.precision is None:
+            self.options.trainer.precision = fast_precision(self.options.trainer.accelerator)
+
+    def _checkpoint_path(self, choice: str | None) -> str | None:
+        if choice is None and self.subcommand != "fit":
+            choice = "best"
+        if choice not in ("best", "last"):
+            return choice
+        path = self.run_folder / "checkpoints" / f"{choice}.ckpt"
+        if path.exists():
+            return str(path)
+        if self.subcommand == "fit" and choice == "last":  # stopped before it had written one
+            say(f"{path} is not there yet: starting from the beginning")
+            return None
+        raise InputError(f"no {path}: train first (python run.py fit ...) or name a file with --ckpt_path")
+
+    def after_instantiate_classes(self) -> None:
+        path = self.options.ckpt_path
+        if path is not None:
+            _refuse_other_weights(path, read_checkpoint(path)["state_dict"], self.model.state_dict())
+
+    def before_fit(self) -> None:
+        if not self.trainer.fast_dev_run:
+            prepare_run_folder(self.run_folder, keep=self.options.ckpt_path is not None)
+
+    def after_fit(self) -> None:
+        command = "python run.py {} " + shlex.join(f"--config={path}" for path in self.options.config or ())
+        if any(isinstance(callback, LastCheckpoint) and callback.interrupted for callback in self.trainer.callbacks):
+            say(f"stopped at step {self.trainer.global_step}; go on with: {command.format('fit')} --ckpt_path last")
+            sys.exit(130)
+        best = self.run_folder / "checkpoints" / "best.ckpt"
+        self.trainer.test(self.model, self.datamodule, ckpt_path=best if best.exists() else None)
+        say(
+            f"\nrun folder    {self.run_folder}\n"
+            f"curves        tensorboard --logdir {self.run_folder.parent}\n"
+            f"predictions   {command.format('predict')}\n"
+            f"train longer  {command.format('fit')} --ckpt_path last --trainer.max_steps {2 * self.trainer.max_steps}"
+        )
+
+    def after_predict(self) -> None:
+        say(f"wrote {self.run_folder / 'predictions'}")
+
+
+def fast_precision(accelerator: str) -> str:
+    """bf16-mixed where the machine computes in bfloat16, else 32-true."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if fast else "32-true"
+
+
+def _refuse_other_weights(path: str, saved: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    for name in sorted(saved.keys() | wanted.keys()):
+        ours, theirs = (tuple(d[name].shape) if name in d else "nothing" for d in (wanted, saved))
+        if ours != theirs:
+            raise InputError(
+                f"{path} is from another experiment or of other sizes: {name} is {theirs} there and {ours} in this "
+                "configuration; give the --config and --model options it was trained with"
+            )
+
+
+@rank_zero_only
+def prepare_run_folder(folder: Path, keep: bool) -> None:
+    """Makes ``folder`` ready to be written to; a former run in it is moved aside unless this one goes on with it."""
+    if not keep and (folder / "checkpoints").exists():
+        aside = next(p for i in range(1, sys.maxsize) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
+        folder.rename(aside)
+        say(f"{folder} held a run: moved to {aside}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"cannot write to {folder}: choose another with --trainer.logger.init_args.save_dir")
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Prints on the first process."""
+    print(text, flush=True)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs one command; ``args`` as on the command line (None: ``sys.argv``)."""
+    arguments = sys.argv[1:] if args is None else args
+    _quieten()
+    try:
+        if arguments[:1] == ["results"]:
+            results.main(arguments[1:])
+            return
+        MetaCLI(
+            args=args,
+            save_config_callback=SaveFitConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={"callbacks": [Timer(), Record(), TensorBoardPictures(), PredictionWriter()]},
+            parser_kwargs={name: {"default_config_files": [str(DEFAULTS)]} for name in LightningCLI.subcommands()},
+        )
+    except (InputError, MisconfigurationException, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def _quieten() -> None:
+    for message in (
+        ".*does not have many workers.*",  # a batch is drawn in milliseconds
+        ".*dataloader is not resumable.*",  # MetaSchedule resumes it
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
+    ):
+        warnings.filterwarnings("ignore", message)

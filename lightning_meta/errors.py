@@ -1,0 +1,9 @@
+"""The one error that a user is meant to read."""
+
+
+class InputError(ValueError):
+    """Something the user gave (a file, a path, a value) cannot be used.
+
+    The message is one line: what is wrong, then what to do. The command line prints it without a traceback and exits
+    with code 1; library code may catch it as a ``ValueError``.
+    """

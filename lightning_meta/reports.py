@@ -1,0 +1,144 @@
+"""What a run leaves to look at: pictures in TensorBoard, predictions on disk, a table and a record of the test."""
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lightning_meta.checkpoints import read_checkpoint
+from lightning_meta.figures import write_png
+from lightning_meta.sources.clips import write_gif
+
+
+class Measure(NamedTuple):
+    """What an experiment is judged by: a module's attribute ``measure``.
+
+    ``metric`` and the values of ``baselines`` are names that ``test_step`` logs.
+    """
+
+    name: str
+    unit: str
+    metric: str
+    baselines: dict[str, str]
+
+
+class Record(Callback):
+    """After ``test``: prints the model beside its baselines and writes ``results.json`` into the run's folder."""
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(trainer.log_dir)  # asks the other processes
+        if not trainer.is_global_zero:
+            return
+        measure: Measure = pl_module.measure
+        data = trainer.datamodule
+        checkpoint = read_checkpoint(trainer.ckpt_path) if trainer.ckpt_path else {}
+        timer = checkpoint.get("callbacks", {}).get("Timer", {"time_elapsed": {"train": 0.0}})
+        values = {name: trainer.callback_metrics[metric].item() for name, metric in measure.baselines.items()}
+        record = {
+            "experiment": folder.name,
+            "measure": measure.name,
+            "unit": measure.unit,
+            "value": trainer.callback_metrics[measure.metric].item(),
+            "baselines": values,
+            "data": f"{data.data_name}; {data.test_name}",
+            "samples": data.test_samples,
+            "seed": data.hparams.seed,
+            "steps": checkpoint.get("global_step", trainer.global_step),
+            "parameters": sum(p.numel() for p in pl_module.parameters()),
+            "device": device_name(trainer),
+            "precision": trainer.precision,
+            "processes": trainer.world_size,
+            "seconds": round(timer["time_elapsed"]["train"]),
+            "commit": commit(),
+            "torch": torch.__version__,
+            "model": {k: v for k, v in pl_module.hparams.items() if isinstance(v, (bool, int, float, str))},
+        }
+        table = Table(title=f"{measure.name}, {measure.unit}, {record['samples']} samples of {record['data']}")
+        table.add_column("")
+        table.add_column(measure.unit, justify="right")
+        table.add_row(f"model after {record['steps']} steps", f"{record['value']:.1f}", style="bold")
+        for name, value in values.items():
+            table.add_row(name, f"{value:.1f}")
+        Console().print(table)
+        if not trainer.fast_dev_run:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+class TensorBoardPictures(Callback):
+    """Shows ``module.pictures(batch)``, made from the first validation batch, in TensorBoard."""
+
+    @rank_zero_only
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx > 0 or trainer.sanity_checking:
+            return
+        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        for name, picture in pl_module.pictures(batch).items() if boards else ():
+            boards[0].add_image(name, picture, trainer.global_step)
+
+
+class PredictionWriter(Callback):
+    """Writes what ``predict_step`` returns, ``{file name: picture}``, into the run's ``predictions/``.
+
+    A picture is uint8 (3, H, W) for ``.png`` and (T, 3, H, W) for ``.gif``.
+    """
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.folder = Path(trainer.log_dir) / "predictions"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: dict[str, Tensor],
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        for name, picture in outputs.items():
+            write = write_gif if name.endswith(".gif") else write_png
+            write(self.folder / name, picture)
+
+
+def device_name(trainer: Trainer) -> str:
+    """What the numbers were computed on, for a person."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    models = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return f"{torch.get_num_threads()} threads of {models[0] if models else platform.machine()}"
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with ``+`` where files were changed since; None outside a checkout."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+    except FileNotFoundError:
+        return None
+    return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "") if head else None

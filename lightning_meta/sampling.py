@@ -1,0 +1,89 @@
+"""Every training batch is a pure function of the schedule, the seed and its number."""
+
+import signal
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class Segment(NamedTuple):
+    """Inner steps ``start <= t < stop`` of inner problem number ``problem``: the reach of one outer step."""
+
+    problem: int
+    start: int
+    stop: int
+    last: bool  # the problem ends with this segment
+
+
+Key = tuple[int, Segment]  # what a data set's ``__getitem__`` gets: which sample, and which part of it
+
+
+def generator(*key: int) -> np.random.Generator:
+    """Random numbers for one sample: the same key (seed, split, index) gives the same numbers in any process."""
+    return np.random.default_rng(key)
+
+
+def seed_of(*key: int) -> int:
+    """A seed for generators that take one number, as scattered as the key's ``generator``."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+class SegmentSampler(Sampler[list[Key]]):
+    """Batches of keys for training, endless; batch `i` depends on `i`, the rank and nothing else.
+
+    Every segment of one problem names the same samples, so that a carried state meets the samples it belongs to. Two
+    ranks with ``batch_size`` samples each see together what one rank with twice the batch sees.
+
+    Args:
+        segments: Makes the segments of batches 0, 1, 2, ... (``MetaSchedule.segments``).
+        first: Says which batch comes first; asked at each ``iter``, so that a resumed run goes on where it was.
+        length: Batches in the run, for the progress bar.
+        batch_size: Samples a rank and batch.
+        rank: This process.
+        world_size: All processes.
+    """
+
+    def __init__(
+        self,
+        segments: Callable[[], Iterator[Segment]],
+        first: Callable[[], int],
+        length: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.segments, self.first, self.length = segments, first, length
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for segment in islice(self.segments(), self.first(), None):
+            index = (segment.problem * self.world_size + self.rank) * self.batch_size
+            yield [(index + j, segment) for j in range(self.batch_size)]
+
+    def __len__(self) -> int:
+        return self.length
+
+
+def evaluation_keys(samples: int, horizon: int, rank: int = 0, world_size: int = 1) -> list[Key]:
+    """This rank's part of ``samples`` whole problems of ``horizon`` steps, in a fixed order, each on one rank."""
+    return [(index, Segment(index, 0, horizon, last=True)) for index in range(rank, samples, world_size)]
+
+
+def ignore_interrupts(worker: int) -> None:
+    """A ``worker_init_fn``: on Ctrl-C the main process still ends its step, for which it needs its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def shuffled(position: int, size: int, *key: int) -> int:
+    """Element ``position`` of an endless stream that runs through ``range(size)`` in a new random order each time."""
+    lap, place = divmod(position, size)
+    return int(_permutation(size, *key, lap, 1)[place])  # 1: numbers of its own, apart from those of sample `lap`
+
+
+@lru_cache(maxsize=8)  # neighbouring samples share a lap
+def _permutation(size: int, *key: int) -> np.ndarray:
+    return generator(*key).permutation(size)

@@ -1,0 +1,47 @@
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny operations on two busy cores are far slower with two threads
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "defaults")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.setattr(sys, "argv", ["run.py"])  # Lightning's CLI warns about pytest's arguments
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real data sets."""
+    if "LIGHTNING_META_DATA" not in os.environ:
+        pytest.skip("LIGHTNING_META_DATA does not name a folder of real data")
+    return Path(os.environ["LIGHTNING_META_DATA"])
+
+
+def arguments(name: str, folder: Path, *more: str) -> list[str]:
+    """Options that make an experiment tiny and put everything it writes below ``folder``."""
+    return [
+        f"--config={ROOT / 'configs' / name}.yaml",
+        f"--config={ROOT / 'tests' / 'tiny' / name}.yaml",
+        f"--trainer.logger.init_args.save_dir={folder}",
+        f"--data.root={folder / 'no-data'}",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Starts processes that have imported the application already and nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lightning_meta.cli"])
+    return context
