@@ -45,7 +45,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(unfinished, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             unfinished.unlink(missing_ok=True)
-            raise InputError(f"cannot write checkpoint {path} ({error}): free the disk or choose another folder") from error
+            raise InputError(
+                f"cannot write checkpoint {path} ({error}): free the disk or choose another folder"
+            ) from error
 
 
 class LastCheckpoint(Checkpoint):

@@ -1,5 +1,6 @@
 """The command line: LightningCLI with this application's defaults, and one line for each mistake."""
 
+import logging
 import os
 import shlex
 import sys
@@ -45,6 +46,10 @@ class MetaCLI(LightningCLI):
         parser.link_arguments("seed_everything", "schedule.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.arguments = list(sys.argv[1:] if args is None else args)
+        super().parse_arguments(parser, args)
+
     def _parse_ckpt_path(self) -> None:
         """Does nothing: the configuration decides, not the hyper-parameters in a checkpoint."""
 
@@ -80,21 +85,33 @@ class MetaCLI(LightningCLI):
             prepare_run_folder(self.run_folder, keep=self.options.ckpt_path is not None)
 
     def after_fit(self) -> None:
-        command = "python run.py {} " + shlex.join(f"--config={path}" for path in self.options.config or ())
         if any(isinstance(callback, LastCheckpoint) and callback.interrupted for callback in self.trainer.callbacks):
-            say(f"stopped at step {self.trainer.global_step}; go on with: {command.format('fit')} --ckpt_path last")
+            say(f"stopped at step {self.trainer.global_step}; go on with\n  {self._command('fit', '--ckpt_path=last')}")
             sys.exit(130)
         best = self.run_folder / "checkpoints" / "best.ckpt"
-        self.trainer.test(self.model, self.datamodule, ckpt_path=best if best.exists() else None)
+        known = not self.trainer.fast_dev_run and best.exists()
+        self.trainer.test(self.model, self.datamodule, ckpt_path=best if known else None, verbose=False)
+        longer = f"--trainer.max_steps={2 * self.trainer.max_steps}"
         say(
             f"\nrun folder    {self.run_folder}\n"
             f"curves        tensorboard --logdir {self.run_folder.parent}\n"
-            f"predictions   {command.format('predict')}\n"
-            f"train longer  {command.format('fit')} --ckpt_path last --trainer.max_steps {2 * self.trainer.max_steps}"
+            f"predictions   {self._command('predict')}\n"
+            f"train longer  {self._command('fit', '--ckpt_path=last', longer)}"
         )
 
+    def _command(self, verb: str, *more: str) -> str:
+        """This command again, for another verb: with the user's options, but for those that ``more`` replaces."""
+        options, given = [], iter(self.arguments[1:])
+        for option in given:
+            if option.split("=")[0] in ("--ckpt_path", "--trainer.max_steps"):
+                if "=" not in option:
+                    next(given)
+            else:
+                options.append(option)
+        return shlex.join(["python", "run.py", verb, *options, *more])
+
     def after_predict(self) -> None:
-        say(f"wrote {self.run_folder / 'predictions'}")
+        say(f"pictures in {self.run_folder / 'predictions'}")
 
 
 def fast_precision(accelerator: str) -> str:
@@ -159,6 +176,12 @@ def _quieten() -> None:
     for message in (
         ".*does not have many workers.*",  # a batch is drawn in milliseconds
         ".*dataloader is not resumable.*",  # MetaSchedule resumes it
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning's own, with torch 2.11
+        ".*is smaller than the logging interval.*",
+        ".*is not supported by the model summary.*",
+        ".*using a custom batch sampler.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
     ):
         warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", module="lightning.pytorch.cli", category=DeprecationWarning)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)

@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.sampling import Key, Segment, SegmentSampler, evaluation_keys, generator, ignore_interrupts, shuffled
+from lightning_meta.sampling import (
+    Key,
+    Segment,
+    SegmentSampler,
+    evaluation_keys,
+    generator,
+    ignore_interrupts,
+    shuffled,
+)
 from lightning_meta.sources import clips, digits
 
 SIZE, DIGIT = 64, 28  # pixels of the canvas and of a digit
@@ -165,7 +173,8 @@ class MovingMNIST(LightningDataModule):
             self.data_name = "scikit-learn's 8x8 digits, a stand-in for MNIST"
             if source == "auto":
                 rank_zero_warn(
-                    f"no MNIST in {Path(root) / 'MNIST' / 'raw'}: training on {self.data_name}; --data.root names another place"
+                    f"no MNIST in {Path(root) / 'MNIST' / 'raw'}: this run uses {self.data_name}; "
+                    "--data.root names another place"
                 )
         self.train_set = MovingDigits(train, "train", self.hparams.seed)
         self.val_set = MovingDigits(val, "val", seed=0)
