@@ -35,7 +35,10 @@ def test_curricula_change_at_their_outer_step_but_never_within_a_problem():
     assert spans == [(0, 1), (1, 2), (0, 1), (1, 5), (0, 4), (4, 5), (0, 4)]
 
 
-@pytest.mark.parametrize("value", [0, -1, [], [[5, 1]], [[0, 1], [0, 2]], [[0, 3], [4, 0]], [[0, 1], [9, 2], [5, 3]], [[0]]])
+WRONG = [0, -1, [], [[5, 1]], [[0, 1], [0, 2]], [[0, 3], [4, 0]], [[0, 1], [9, 2], [5, 3]], [[0]]]
+
+
+@pytest.mark.parametrize("value", WRONG)
 def test_impossible_values_are_refused(value):
     with pytest.raises(InputError, match=r"schedule.unroll: .* is not a positive number or a rising list"):
         MetaSchedule(unroll=value, horizon=10)

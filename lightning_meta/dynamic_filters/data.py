@@ -163,6 +163,8 @@ class MovingMNIST(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         root, source = self.hparams.root, self.hparams.source
+        if Path(root).exists() and not Path(root).is_dir():
+            raise InputError(f"{root} is a file: --data.root names a folder, the one with MNIST/raw in it")
         if source == "paper" or (source == "auto" and digits.has_mnist(root)):
             pictures, test = digits.mnist(root, train=True)[0], digits.mnist(root, train=False)[0]
             train, val = pictures[:50_000], pictures[50_000:]

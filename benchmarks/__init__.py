@@ -1,0 +1,1 @@
+"""Speed, each a ratio against something measured in the same run: ``python -m benchmarks [name]``."""

@@ -1,0 +1,256 @@
+"""The dynamic filtering layers against their literal definition, written as loops in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_meta.dynamic_filters.layers import (
+    DynamicConv2d,
+    dynamic_convolution,
+    dynamic_local_filter,
+    expected_displacement,
+)
+
+MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def by_definition(x: Tensor, f: Tensor, kernel, softmax=True, padding_mode="zeros", groups=1) -> Tensor:
+    """One tap after the other, in float64 and with autograd's own gradients."""
+    kh, kw = kernel
+    B, C, H, W = x.shape
+    p = f.double().unflatten(1, (groups, kh * kw))
+    if softmax:
+        p = p.softmax(2)
+    padded = F.pad(x.double(), (kw // 2, kw // 2, kh // 2, kh // 2), mode=MODES[padding_mode])
+    channels = []
+    for c in range(C):
+        taps = p[:, c // (C // groups)].unbind(1)
+        shifted = (padded[:, c, k // kw : k // kw + H, k % kw : k % kw + W] for k in range(kh * kw))
+        channels.append(sum(tap * image for tap, image in zip(taps, shifted, strict=True)))
+    return torch.stack(channels, 1)
+
+
+def inputs(C, kernel, size, groups=1, layout="contiguous", x_dtype=torch.float32, f_dtype=torch.float32, B=2):
+    x = torch.randn(B, C, *size).to(x_dtype).requires_grad_()
+    f = (3 * torch.randn(B, groups * kernel[0] * kernel[1], *size)).to(f_dtype)
+    if layout == "channels_last":
+        f = f.contiguous(memory_format=torch.channels_last)
+    return x, f.requires_grad_()
+
+
+def check(x, f, kernel, tolerance, **options):
+    y, wanted = dynamic_local_filter(x, f, kernel, **options), by_definition(x, f, kernel, **options)
+    grad_y = torch.randn_like(y)
+    got = (y, *torch.autograd.grad(y, (x, f), grad_y))
+    wanted = (wanted, *torch.autograd.grad(wanted, (x, f), grad_y.double()))
+    for a, b, like in zip(got, wanted, (x, x, f), strict=True):
+        assert a.dtype == like.dtype
+        scale = b.abs().max().double().item()
+        assert (a.double() - b.double()).abs().max().item() <= tolerance * max(scale, 1)
+    assert got[2].stride() == f.stride()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("padding_mode", MODES)
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 5), (5, 3), (1, 1)])
+@pytest.mark.parametrize(("C", "groups"), [(1, 1), (3, 1), (4, 2), (3, 3)])
+def test_local_filter_equals_definition(C, groups, kernel, padding_mode, softmax, layout):
+    x, f = inputs(C, kernel, (6, 7), groups, layout)
+    check(x, f, kernel, 2e-6, softmax=softmax, padding_mode=padding_mode, groups=groups)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("B", "C", "groups", "size"), [(2, 3, 1, (90, 64)), (17, 2, 2, (16, 16)), (2, 9, 9, (40, 40))])
+def test_local_filter_over_several_tiles(B, C, groups, size, layout):
+    """More taps than one tile: rows, samples and groups are cut, with a last piece that is smaller."""
+    x, f = inputs(C, (9, 7), size, groups, layout, B=B)
+    check(x, f, (9, 7), 5e-6, groups=groups)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize(
+    ("x_dtype", "f_dtype", "tolerance"),
+    [
+        (torch.float64, torch.float64, 1e-14),
+        (torch.float32, torch.float32, 2e-6),
+        (torch.float32, torch.bfloat16, 4e-3),  # the gradient of the filters is rounded to bfloat16
+        (torch.bfloat16, torch.bfloat16, 1e-2),
+        (torch.bfloat16, torch.float32, 1e-2),
+    ],
+)
+def test_local_filter_dtypes(x_dtype, f_dtype, tolerance, softmax, layout):
+    x, f = inputs(3, (5, 3), (8, 9), 1, layout, x_dtype, f_dtype)
+    check(x, f, (5, 3), tolerance, softmax=softmax)
+
+
+def test_mixed_precision_output_is_not_rounded():
+    x, f = inputs(3, (5, 5), (8, 9), f_dtype=torch.bfloat16)
+    torch.testing.assert_close(
+        dynamic_local_filter(x, f, 5).double(), by_definition(x, f, (5, 5)), rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("needed", ["x", "filters"])
+def test_one_gradient_alone(needed):
+    x, f = inputs(3, (3, 3), (6, 7))
+    (f if needed == "x" else x).requires_grad_(False)
+    leaf = x if needed == "x" else f
+    got, wanted = (
+        torch.autograd.grad(y.sum(), leaf)[0] for y in (dynamic_local_filter(x, f, 3), by_definition(x, f, (3, 3)))
+    )
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_large_logits_and_masked_taps():
+    x, f = inputs(1, (3, 3), (5, 5))
+    f = (300 * f.detach()).index_fill(1, torch.tensor([2, 5]), -torch.inf).requires_grad_()
+    y = dynamic_local_filter(x, f, 3)
+    torch.testing.assert_close(y.double(), by_definition(x, f, (3, 3)), rtol=1e-4, atol=1e-4)
+    assert torch.autograd.grad(y.sum(), f)[0].isfinite().all()
+
+
+def test_other_strides():
+    x, f = inputs(3, (3, 5), (6, 8), x_dtype=torch.float64, f_dtype=torch.float64)
+    wanted = dynamic_local_filter(x, f, (3, 5))
+    torch.testing.assert_close(dynamic_local_filter(x.contiguous(memory_format=torch.channels_last), f, (3, 5)), wanted)
+    transposed = f.transpose(2, 3).contiguous().transpose(2, 3)
+    torch.testing.assert_close(dynamic_local_filter(x, transposed, (3, 5)), wanted)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize(("C", "kernel", "groups"), [(1, (3, 1), 1), (3, (1, 3), 1), (2, (3, 3), 2)])
+def test_gradcheck_local_filter(C, kernel, groups, softmax):
+    x, f = inputs(C, kernel, (3, 4), groups, x_dtype=torch.float64, f_dtype=torch.float64, B=1)
+
+    def function(x, f):
+        return dynamic_local_filter(x, f, kernel, softmax=softmax, groups=groups)
+
+    assert torch.autograd.gradcheck(function, (x, f))
+    assert torch.autograd.gradgradcheck(function, (x, f))
+    for detached in ((x.detach(), f), (x, f.detach())):
+        assert torch.autograd.gradgradcheck(function, detached)
+
+
+def test_second_order_keeps_dtypes():
+    x, f = inputs(2, (3, 3), (4, 5), f_dtype=torch.bfloat16)
+    grads = torch.autograd.grad(dynamic_local_filter(x, f, 3).square().sum(), (x, f), create_graph=True)
+    second = torch.autograd.grad(sum(g.float().square().sum() for g in grads), (x, f))
+    assert [g.dtype for g in second] == [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("padding_mode", MODES)
+def test_gradcheck_convolution(padding_mode, softmax):
+    x = torch.randn(2, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    f = torch.randn(2, 3, 2, 3, 1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, f: dynamic_convolution(x, f, padding_mode, softmax=softmax), (x, f))
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_opcheck(layout, softmax):
+    x, f = inputs(3, (3, 5), (5, 6), layout=layout)
+    padded = F.pad(x.detach(), (2, 2, 1, 1))[:, None].requires_grad_()
+    filters = f.detach().unflatten(1, (1, 3, 5)).requires_grad_()
+    op = torch.ops.lightning_meta.local_filter
+    torch.library.opcheck(op, (padded, filters, softmax))
+    y, stats = (t.detach() for t in op(padded, filters, softmax))
+    args = (torch.randn_like(y), padded.detach(), filters.detach(), y, stats, softmax, True, True)
+    torch.library.opcheck(torch.ops.lightning_meta.local_filter_backward, args)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 5), (5, 3)])
+def test_one_hot_filter_shifts(kernel):
+    """Tap k brings the pixel at (dy_k, dx_k), zeros from outside; the flow read off is exactly that."""
+    kh, kw = kernel
+    x = torch.randn(1, 2, 7, 8)
+    for k in range(kh * kw):
+        dy, dx = k // kw - kh // 2, k % kw - kw // 2
+        f = torch.zeros(1, kh * kw, 7, 8)
+        f[:, k] = 1
+        wanted = torch.zeros_like(x)
+        for i in range(7):
+            for j in range(8):
+                if 0 <= i + dy < 7 and 0 <= j + dx < 8:
+                    wanted[..., i, j] = x[..., i + dy, j + dx]
+        assert torch.equal(dynamic_local_filter(x, f, kernel, softmax=False), wanted)
+        assert torch.equal(expected_displacement(f, kernel, softmax=False)[0, :, 3, 3], torch.tensor([dx, dy]).float())
+        logits = torch.where(f > 0, 0.0, -torch.inf)
+        assert torch.equal(expected_displacement(logits, kernel)[0, :, 3, 3], torch.tensor([dx, dy]).float())
+
+
+def test_uniform_is_box_blur_and_constant_stays():
+    x, f = torch.randn(2, 3, 9, 10), torch.full((2, 15, 9, 10), 4.2)
+    box = F.avg_pool2d(x, (3, 5), stride=1, padding=(1, 2), count_include_pad=True)
+    torch.testing.assert_close(dynamic_local_filter(x, f, (3, 5)), box)
+    y = dynamic_local_filter(torch.full((1, 1, 9, 10), 0.7), torch.randn(1, 15, 9, 10), (3, 5))
+    torch.testing.assert_close(y[..., 1:-1, 2:-2], torch.full((1, 1, 7, 6), 0.7))
+    assert y[..., 0, 0] < 0.7
+
+
+def test_filter_constant_over_positions_is_conv2d():
+    x, f = torch.randn(1, 3, 8, 9), torch.randn(15)
+    y = dynamic_local_filter(x, f[None, :, None, None].expand(1, 15, 8, 9), (3, 5), softmax=False)
+    torch.testing.assert_close(y, F.conv2d(x, f.view(1, 1, 3, 5).expand(3, 1, 3, 5), padding=(1, 2), groups=3))
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("padding_mode", MODES)
+@pytest.mark.parametrize(("C", "O", "kernel"), [(1, 1, (9, 9)), (3, 4, (3, 5))])
+def test_convolution_equals_loop(C, O, kernel, padding_mode, softmax):
+    x, f = torch.randn(3, C, 10, 11), torch.randn(3, O, C, *kernel)
+    weight = f.flatten(3).softmax(3).view_as(f) if softmax else f
+    kh, kw = kernel
+    padded = F.pad(x, (kw // 2, kw // 2, kh // 2, kh // 2), mode=MODES[padding_mode])
+    wanted = torch.cat([F.conv2d(padded[b : b + 1], weight[b]) for b in range(3)])
+    torch.testing.assert_close(dynamic_convolution(x, f, padding_mode, softmax=softmax), wanted, rtol=1e-4, atol=1e-5)
+    assert torch.equal(
+        DynamicConv2d(kernel, softmax, padding_mode)(x, f), dynamic_convolution(x, f, padding_mode, softmax=softmax)
+    )
+
+
+def test_expected_displacement_is_centre_of_mass():
+    f = torch.randn(2, 15, 4, 5)
+    p = f.softmax(1)
+    dx = sum(p[:, k] * (k % 5 - 2) for k in range(15))
+    dy = sum(p[:, k] * (k // 5 - 1) for k in range(15))
+    torch.testing.assert_close(expected_displacement(f, (3, 5)), torch.stack([dx, dy], 1))
+
+
+class LargestAndPeak(TorchDispatchMode):
+    """Bytes of living storages made by operators, also of those inside of custom operators."""
+
+    def __enter__(self):
+        self.living, self.peak, self.largest = {}, 0, 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        import weakref
+
+        result = function(*args, **(kwargs or {}))
+        given = {
+            t.untyped_storage()._cdata for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)
+        }
+        for t in torch.utils._pytree.tree_leaves(result):
+            if isinstance(t, Tensor):
+                storage = t.untyped_storage()
+                if storage._cdata not in given and storage._cdata not in self.living:
+                    key = storage._cdata
+                    self.living[key] = storage.nbytes()
+                    weakref.finalize(storage, self.living.pop, key, None)
+                    self.largest = max(self.largest, t.numel())
+        self.peak = max(self.peak, sum(self.living.values()))
+        return result

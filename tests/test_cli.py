@@ -1,0 +1,204 @@
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_meta import cli
+from lightning_meta.cli import main
+from lightning_meta.sources.clips import write_gif
+from tests.conftest import ROOT, arguments
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    main(["fit", *arguments("dfn_mnist", folder, "--trainer.max_steps=2", "--trainer.val_check_interval=2")])
+    return folder
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+def refused(folder: Path, verb: str, *more: str) -> str:
+    """The one line that a mistake gets; nothing that was there has changed."""
+    before = fingerprints(folder)
+    with pytest.raises(SystemExit) as stop:
+        main([verb, *arguments("dfn_mnist", folder, *more)])
+    after = fingerprints(folder)
+    assert {path: after.get(path) for path in before} == before
+    assert isinstance(stop.value.code, str), "the message, with which Python exits with code 1"
+    assert stop.value.code.startswith("error: ")
+    assert "\n" not in stop.value.code
+    return stop.value.code
+
+
+def write_mnist(root: Path, images: int = 12) -> Path:
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        header = np.array([0x803, images, 28, 28], ">i4").tobytes()
+        pixels = np.random.default_rng(0).integers(0, 256, images * 784, np.uint8).tobytes()
+        (raw / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + pixels))
+        header = np.array([0x801, images], ">i4").tobytes()
+        (raw / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + bytes(images)))
+    return raw / "train-images-idx3-ubyte.gz"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-100]))
+
+
+def into_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [cut, flip, shorten, into_folder])
+def test_a_damaged_data_file_is_named(tmp_path, damage):
+    path = write_mnist(tmp_path / "data")
+    damage(path)
+    assert path.name in refused(tmp_path, "fit", f"--data.root={tmp_path / 'data'}")
+
+
+def test_a_file_where_the_data_folder_should_be(tmp_path):
+    (tmp_path / "data").write_text("not a folder")
+    for source in ("paper", "auto"):
+        message = refused(tmp_path, "fit", f"--data.root={tmp_path / 'data'}", f"--data.source={source}")
+        assert str(tmp_path / "data") in message
+
+
+def test_a_run_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert "file" in refused(tmp_path, "fit", f"--trainer.logger.init_args.save_dir={tmp_path / 'file'}")
+    assert "/proc" in refused(tmp_path, "fit", "--trainer.logger.init_args.save_dir=/proc/runs")
+
+
+def test_a_loss_that_is_not_a_number(tmp_path):
+    message = refused(tmp_path, "fit", "--model.lr=1e30")
+    assert "lower --model.lr" in message
+    last = torch.load(tmp_path / "dfn_mnist" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in last["state_dict"].values())
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_without_a_checkpoint_nothing_but_fit_runs(tmp_path, verb):
+    assert "train first" in refused(tmp_path, verb)
+    assert "no checkpoint" in refused(tmp_path, verb, f"--ckpt_path={tmp_path / 'none.ckpt'}")
+
+
+def test_a_checkpoint_of_other_sizes(trained):
+    message = refused(trained, "test", "--model.width=6")
+    assert "(24,) there" not in message
+    assert "of other sizes: predictor.decoder.0.0.bias is (8,) there and (12,) in this configuration" in message
+
+
+def test_a_damaged_checkpoint(trained, tmp_path):
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes((trained / "dfn_mnist" / "checkpoints" / "last.ckpt").read_bytes()[:5000])
+    for verb in ("fit", "test"):
+        assert "damaged" in refused(trained, verb, f"--ckpt_path={broken}")
+
+
+def test_clips_that_cannot_be_used(trained, tmp_path):
+    write_gif(tmp_path / "wide.gif", torch.randint(0, 256, (12, 64, 80), dtype=torch.uint8))
+    write_gif(tmp_path / "short.gif", torch.randint(0, 256, (4, 64, 64), dtype=torch.uint8))
+    (tmp_path / "broken.mp4").write_bytes(b"\0\0\0 ftypisom" + bytes(100))
+    assert "80x64 pixels, the model is for 64x64" in refused(trained, "predict", f"--data.clip={tmp_path / 'wide.gif'}")
+    assert "has 4 frames" in refused(trained, "predict", f"--data.clip={tmp_path / 'short.gif'}")
+    assert "broken.mp4" in refused(trained, "predict", f"--data.clip={tmp_path / 'broken.mp4'}")
+    assert "none.gif" in refused(trained, "predict", f"--data.clip={tmp_path / 'none.gif'}")
+
+
+def test_a_schedule_that_predicts_nothing(tmp_path):
+    assert "at least 10" in refused(tmp_path, "fit", "--schedule.unroll=5")
+
+
+def test_options_that_do_not_exist_end_with_code_2(tmp_path, capsys):
+    for wrong in ("--model.init_args.widht=3", "--data.source=here", "--config=none.yaml", "--trainer.max_steps=x"):
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", *arguments("dfn_mnist", tmp_path, wrong)])
+        assert stop.value.code == 2
+        assert wrong.split("=")[0].split(".")[-1].strip("-") in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_has_no_traceback_and_exit_code_1(tmp_path):
+    command = [sys.executable, str(ROOT / "run.py"), "test", *arguments("dfn_mnist", tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: no ")
+
+
+def test_a_new_run_moves_the_former_one_aside(tmp_path, capsys):
+    steps = ["--trainer.max_steps=1", "--trainer.val_check_interval=1"]
+    for _ in range(3):
+        main(["fit", *arguments("dfn_mnist", tmp_path, *steps)])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dfn_mnist", "dfn_mnist.1", "dfn_mnist.2"]
+    assert (tmp_path / "dfn_mnist.1" / "checkpoints" / "last.ckpt").exists()
+    assert f"moved to {tmp_path / 'dfn_mnist.2'}" in capsys.readouterr().out
+
+
+def test_resuming_stays_in_its_folder_and_trains_longer(tmp_path):
+    steps = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+    main(["fit", *arguments("dfn_mnist", tmp_path, *steps)])
+    main(["fit", *arguments("dfn_mnist", tmp_path, *steps), "--ckpt_path=last", "--trainer.max_steps=4"])
+    assert [p.name for p in tmp_path.iterdir()] == ["dfn_mnist"]
+    checkpoints = tmp_path / "dfn_mnist" / "checkpoints"
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_the_commands_it_ends_with_run(tmp_path, capsys):
+    main(["fit", *arguments("dfn_mnist", tmp_path, "--trainer.max_steps=1", "--trainer.val_check_interval=1")])
+    printed = capsys.readouterr().out
+    assert "copy the last frame" in printed
+    for line in ("predictions", "train longer"):
+        command = next(text for text in printed.splitlines() if text.startswith(line)).split("python run.py ")[1]
+        main(command.split())
+    assert list((tmp_path / "dfn_mnist" / "predictions").glob("*.gif"))
+    assert json.loads((tmp_path / "dfn_mnist" / "results.json").read_text())["steps"] == 2
+
+
+def test_precision_follows_the_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for avx, amx, precision in ((True, False, "bf16-mixed"), (False, True, "bf16-mixed"), (False, False, "32-true")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert cli.fast_precision("auto") == cli.fast_precision("cpu") == precision
+
+
+def test_random_checkpoint_hyperparameters_do_not_override_the_command_line(trained, tmp_path):
+    """Lightning's CLI would let the checkpoint win; this holds the private method that we replace in place."""
+    path = trained / "dfn_mnist" / "checkpoints" / "last.ckpt"
+    more = ["--trainer.max_steps=4", "--model.lr=0.7", f"--ckpt_path={path}"]
+    main(["fit", *arguments("dfn_mnist", tmp_path, *more)])
+    saved = torch.load(tmp_path / "dfn_mnist" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["hyper_parameters"]["lr"] == 0.7
+
+
+@pytest.mark.parametrize("options", [["--help"], ["fit", "--help"]])
+def test_help(options, capsys):
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as stop:
+        main(options)
+    assert stop.value.code == 0
+    assert "--config" in capsys.readouterr().out
+    assert time.monotonic() - start < 60  # without the imports; how long all takes is measured, not tested
