@@ -1,32 +1,27 @@
 """Run one benchmark, or all: ``python -m benchmarks [name] [options of the benchmark]``."""
 
-import argparse
 import importlib
 import pkgutil
+import sys
 
 import benchmarks
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     names = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_"))
-    lines = [f"  {name:20s} {importlib.import_module(f'benchmarks.{name}').__doc__.splitlines()[0]}" for name in names]
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description="Run one benchmark, or all.",
-        epilog="benchmarks:\n" + "\n".join(lines) + "\n\nOptions after the name go to the benchmark: NAME --help.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("name", nargs="?", choices=names, help="all, if not given")
-    arguments, options = parser.parse_known_args() if not _has_name(names) else (None, None)
-    if arguments is None:
-        import sys
-
-        at = next(i for i, word in enumerate(sys.argv) if word in names)
-        importlib.import_module(f"benchmarks.{sys.argv[at]}").main(sys.argv[at + 1 :])
-        return
-    for name in names:
-        importlib.import_module(f"benchmarks.{name}").main(options)
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in names}
+    if arguments and arguments[0] in modules:
+        modules[arguments[0]].main(arguments[1:])
+    elif arguments:
+        print("usage: python -m benchmarks [name] [options]\n\nWithout a name, all of these (NAME --help for options):")
+        for name, module in modules.items():
+            print(f"  {name:20s} {module.__doc__.splitlines()[0]}")
+        if arguments[0] not in ("-h", "--help"):
+            sys.exit(f"error: expected one of {', '.join(names)}, got {arguments[0]!r}: choose one of these")
+    else:
+        for module in modules.values():
+            module.main([])
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

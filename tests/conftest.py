@@ -7,6 +7,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny operations on two busy cores are far
 
 import pytest
 import torch
+import yaml
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "defaults")
@@ -43,5 +44,9 @@ def arguments(name: str, folder: Path, *more: str) -> list[str]:
 def processes():
     """Starts processes that have imported the application already and nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning_meta.cli"])
+    experiments = [yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text()) for name in CONFIGS]
+    modules = {
+        experiment[part]["class_path"].rpartition(".")[0] for experiment in experiments for part in ("model", "data")
+    }
+    context.set_forkserver_preload(["lightning_meta.cli", "torch.utils.tensorboard", *sorted(modules)])
     return context

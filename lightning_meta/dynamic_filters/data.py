@@ -3,6 +3,7 @@
 Shapes: B sequences, T frames, H rows, W columns; one grey channel; values in [0, 1].
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -156,10 +157,8 @@ class MovingMNIST(LightningDataModule):
     def prepare_data(self) -> None:
         if self.hparams.source == "stand-in" or not self.hparams.download or digits.has_mnist(self.hparams.root):
             return
-        try:
+        with suppress(InputError):  # setup says what is missing, or falls back
             digits.download_mnist(self.hparams.root)
-        except InputError:  # setup says what is missing, or falls back
-            pass
 
     def setup(self, stage: str) -> None:
         root, source = self.hparams.root, self.hparams.source

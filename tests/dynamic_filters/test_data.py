@@ -121,7 +121,7 @@ def test_the_fixed_test_set_in_both_layouts(tmp_path, name, axes):
 
 
 def test_a_wrong_fixed_test_set_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no bouncing_mnist_test.npy or mnist_test_seq.npy"):
+    with pytest.raises(InputError, match=r"no bouncing_mnist_test\.npy or mnist_test_seq\.npy"):
         fixed_test_sequences(tmp_path)
     path = tmp_path / "MovingMNIST" / "mnist_test_seq.npy"
     path.parent.mkdir()
@@ -135,7 +135,7 @@ def test_a_wrong_fixed_test_set_is_refused(tmp_path):
             fixed_test_sequences(tmp_path)
     for content in (b"", b"\x93NUMPY nonsense", path.read_bytes()[:-50]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="is not a readable .npy file"):
+        with pytest.raises(InputError, match=r"is not a readable \.npy file"):
             fixed_test_sequences(tmp_path)
 
 
@@ -151,8 +151,8 @@ def test_a_failed_download_falls_back_to_the_stand_in(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="no MNIST in .*: this run uses scikit-learn's 8x8 digits, a stand-in"):
         data.setup("fit")
     data = MovingMNIST(root=str(tmp_path), source="paper")
+    data.prepare_data()
     with pytest.raises(InputError):
-        data.prepare_data()
         data.setup("fit")
 
 

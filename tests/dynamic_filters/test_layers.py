@@ -1,13 +1,16 @@
 """The dynamic filtering layers against their literal definition, written as loops in float64."""
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 
 from lightning_meta.dynamic_filters.layers import (
     DynamicConv2d,
+    DynamicLocalFilter,
     dynamic_convolution,
     dynamic_local_filter,
     expected_displacement,
@@ -28,7 +31,7 @@ def one_thread():
 def by_definition(x: Tensor, f: Tensor, kernel, softmax=True, padding_mode="zeros", groups=1) -> Tensor:
     """One tap after the other, in float64 and with autograd's own gradients."""
     kh, kw = kernel
-    B, C, H, W = x.shape
+    _, C, H, W = x.shape
     p = f.double().unflatten(1, (groups, kh * kw))
     if softmax:
         p = p.softmax(2)
@@ -230,27 +233,143 @@ def test_expected_displacement_is_centre_of_mass():
     torch.testing.assert_close(expected_displacement(f, (3, 5)), torch.stack([dx, dy], 1))
 
 
-class LargestAndPeak(TorchDispatchMode):
-    """Bytes of living storages made by operators, also of those inside of custom operators."""
+def allocations(function) -> tuple[int, int]:
+    """Peak of living bytes and largest single block, as the CPU allocator reports them, inside operators too."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = function()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    living = peak = largest = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        living += event.nbytes()
+        peak, largest = max(peak, living), max(largest, event.nbytes())
+    assert largest > 0
+    del result
+    return peak, largest
 
-    def __enter__(self):
-        self.living, self.peak, self.largest = {}, 0, 0
-        return super().__enter__()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        import weakref
+def forward_and_backward(x, f, grad_y, kernel):
+    return lambda: torch.autograd.grad(dynamic_local_filter(x, f, kernel), (x, f), grad_y)
 
-        result = function(*args, **(kwargs or {}))
-        given = {
-            t.untyped_storage()._cdata for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)
-        }
-        for t in torch.utils._pytree.tree_leaves(result):
-            if isinstance(t, Tensor):
-                storage = t.untyped_storage()
-                if storage._cdata not in given and storage._cdata not in self.living:
-                    key = storage._cdata
-                    self.living[key] = storage.nbytes()
-                    weakref.finalize(storage, self.living.pop, key, None)
-                    self.largest = max(self.largest, t.numel())
-        self.peak = max(self.peak, sum(self.living.values()))
-        return result
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("f_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("B", "C", "size", "K"), [(16, 1, 64, 9), (8, 3, 128, 11)])
+def test_memory_is_the_filters_gradient_and_10_mib(B, C, size, K, f_dtype, layout):
+    x, f = inputs(C, (K, K), (size, size), 1, layout, f_dtype=f_dtype, B=B)
+    peak, largest = allocations(forward_and_backward(x, f, torch.randn(B, C, size, size), K))
+    grad_filters = f.numel() * f.element_size()
+    assert largest <= grad_filters
+    assert peak <= grad_filters + 10 * 2**20
+    forward, _ = allocations(lambda: dynamic_local_filter(x, f, K))
+    assert forward <= 10 * 2**20  # no probabilities
+
+
+def test_memory_does_not_grow_with_channels_times_taps():
+    x, f = inputs(16, (9, 9), (64, 64), B=1)
+    peak, largest = allocations(forward_and_backward(x, f, torch.randn(1, 16, 64, 64), 9))
+    assert largest <= 4 * f.numel() < 4 * 16 * f.numel()
+    assert peak <= 4 * f.numel() + 10 * 2**20
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_compiled_gradients_equal_eager(backend, layout):
+    """Three channels and two threads: the case in which compiled window views went wrong."""
+    if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("inductor needs a C++ compiler")
+    torch.set_num_threads(2)
+    x, f = inputs(3, (9, 9), (40, 40), 1, layout)
+    grad_y = torch.randn(2, 3, 40, 40)
+
+    def function(x, f):
+        return 2 * dynamic_local_filter(x + 1, f * 0.5, 9)
+
+    compiled = torch.compile(function, backend=backend, fullgraph=True)
+    got, wanted = ((y, *torch.autograd.grad(y, (x, f), grad_y)) for y in (compiled(x, f), function(x, f)))
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_graph_has_one_local_filter():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    x, f = inputs(3, (3, 3), (6, 7))
+    torch.compile(DynamicLocalFilter(3), backend=backend, fullgraph=True)(x, f)
+    nodes = [str(node.target) for graph in graphs for node in graph.graph.nodes if "local_filter" in str(node.target)]
+    assert len(graphs) == len(nodes) == 1
+
+
+@pytest.mark.parametrize("layer", ["local", "convolution"])
+def test_export(layer):
+    x, f = inputs(3, (3, 5), (6, 7))
+    model = DynamicLocalFilter((3, 5), padding_mode="replicate")
+    if layer == "convolution":
+        model, f = DynamicConv2d((3, 5)), torch.randn(2, 4, 3, 3, 5)
+    program = torch.export.export(model, (x.detach(), f.detach()))
+    torch.testing.assert_close(program.module()(x, f), model(x, f))
+    assert sum("local_filter" in str(node.target) for node in program.graph.nodes) == (layer == "local")
+
+
+def test_autocast_keeps_the_image_in_float32():
+    x, f = inputs(3, (3, 3), (6, 7))
+    weight = torch.randn(9, 9, 1, 1)
+    bank = torch.randn(2, 4, 3, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        generated = F.conv2d(f, weight)
+        assert generated.dtype == torch.bfloat16
+        y = dynamic_local_filter(x, generated, 3)
+        convolved = dynamic_convolution(x, bank)
+        flow = expected_displacement(f, 3)
+    assert torch.equal(y, dynamic_local_filter(x, generated, 3))
+    assert torch.equal(convolved, dynamic_convolution(x, bank))
+    assert torch.equal(flow, expected_displacement(f, 3))
+    assert dynamic_convolution(x, bank.bfloat16()).dtype == y.dtype == torch.float32
+    torch.autograd.grad(y.sum(), (x, f))
+
+
+def test_modules():
+    x, f = inputs(4, (3, 5), (6, 7), groups=2)
+    layer = DynamicLocalFilter((3, 5), softmax=False, padding_mode="reflect", groups=2)
+    wanted = dynamic_local_filter(x, f, (3, 5), softmax=False, padding_mode="reflect", groups=2)
+    assert torch.equal(layer(x, f), wanted)
+    assert repr(layer) == "DynamicLocalFilter(kernel_size=(3, 5), softmax=False, padding_mode='reflect', groups=2)"
+    assert repr(DynamicConv2d(3)) == "DynamicConv2d(kernel_size=(3, 3), softmax=False, padding_mode='zeros')"
+    assert not list(layer.parameters())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, f: dynamic_local_filter(x, f, 4), "odd kernel size .* got 4"),
+        (lambda x, f: dynamic_local_filter(x, f, (3, 2)), "odd kernel size"),
+        (lambda x, f: dynamic_local_filter(x, f, 5), r"expected filters of shape \(2, 25, 6, 7\).*got \(2, 9, 6, 7\)"),
+        (lambda x, f: dynamic_local_filter(x, f[..., 1:], 3), "expected filters of shape"),
+        (lambda x, f: dynamic_local_filter(x, f[:1], 3), "expected filters of shape"),
+        (lambda x, f: dynamic_local_filter(x, f[0], 3), "expected filters of shape"),
+        (lambda x, f: dynamic_local_filter(x[0], f, 3), r"shape \(B, C, H, W\), got"),
+        (lambda x, f: dynamic_local_filter(x.int(), f, 3), "expected floating x"),
+        (lambda x, f: dynamic_local_filter(x, f, 3, padding_mode="same"), "expected padding_mode .* got 'same'"),
+        (lambda x, f: dynamic_local_filter(x, f, 3, groups=2), "groups to divide the 3 channels .* got 2"),
+        (lambda x, f: dynamic_local_filter(x, f, 3, groups=0), "groups to divide"),
+        (
+            lambda x, f: dynamic_local_filter(x[..., :1, :], f[..., :1, :], 3, padding_mode="reflect"),
+            "reflect padding of at most",
+        ),
+        (lambda x, f: DynamicLocalFilter(2), "odd kernel size"),
+        (lambda x, f: DynamicLocalFilter(3, padding_mode="same"), "expected padding_mode"),
+        (lambda x, f: dynamic_convolution(x, f), r"expected filters of shape \(2, O, 3, Kh, Kw\)"),
+        (lambda x, f: dynamic_convolution(x, torch.zeros(2, 4, 3, 2, 3)), "odd kernel size"),
+        (lambda x, f: dynamic_convolution(x, torch.zeros(1, 4, 3, 3, 3)), "one filter bank per sample"),
+        (lambda x, f: DynamicConv2d(5)(x, torch.zeros(2, 4, 3, 3, 3)), r"expected filters \(B, O, C, 5, 5\)"),
+        (lambda x, f: expected_displacement(f, 5), r"expected filters of shape \(B, 25, H, W\)"),
+    ],
+)
+def test_errors_say_what_to_do(call, message):
+    x, f = torch.zeros(2, 3, 6, 7), torch.zeros(2, 9, 6, 7)
+    with pytest.raises(ValueError, match=message) as error:
+        call(x, f)
+    assert "\n" not in str(error.value)

@@ -130,7 +130,7 @@ def batch(start, stop, sequences=2):
 
 
 def test_a_segment_without_a_prediction_is_refused():
-    with pytest.raises(InputError, match="steps 0 to 8 predict nothing.*must be at least 10"):
+    with pytest.raises(InputError, match=r"steps 0 to 8 predict nothing.*must be at least 10"):
         VideoPrediction(width=2)(batch(0, 9))
 
 

@@ -1,0 +1,138 @@
+"""Dynamic local filtering, forward and backward, against the bytes it must move.
+
+The bound is the time of those bytes at the bandwidth of a large copy, measured between the rows of the same run:
+forward reads filters and x and writes y, backward reads filters, x and the gradient of y and writes two gradients.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from lightning_meta.dynamic_filters.layers import dynamic_local_filter
+
+SETTINGS = [(16, 1, 64, 9), (8, 3, 128, 11)]  # B, C, H = W, K
+
+
+def by_unfold(x: Tensor, f: Tensor, K: int) -> Tensor:
+    B, C, H, W = x.shape
+    windows = F.unfold(x, K, padding=K // 2).view(B, C, K * K, H, W)
+    return (windows * f.softmax(1).unsqueeze(1)).sum(2)
+
+
+def by_taps(x: Tensor, f: Tensor, K: int) -> Tensor:
+    H, W = x.shape[2:]
+    padded = F.pad(x, (K // 2,) * 4)
+    taps = f.softmax(1).unsqueeze(1).unbind(2)
+    return sum(p * padded[..., k // K : k // K + H, k % K : k % K + W] for k, p in enumerate(taps))
+
+
+def seconds(function: Callable[[], object], device: str) -> float:
+    start = time.perf_counter()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_bytes(function: Callable[[], object], device: str) -> int:
+    """Most bytes alive at once beyond what was there before."""
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    living = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        living += event.nbytes()
+        peak = max(peak, living)
+    return peak
+
+
+def measure(B: int, C: int, H: int, K: int, device: str, repeats: int) -> list[dict]:
+    x = torch.randn(B, C, H, H, device=device, requires_grad=True)
+    f = torch.randn(B, K * K, H, H, device=device)
+    grad_y = torch.randn_like(x)
+    channels_last = f.contiguous(memory_format=torch.channels_last)
+    rows = {
+        "ours, contiguous": (dynamic_local_filter, f),
+        "ours, channels_last": (dynamic_local_filter, channels_last),
+        "ours, bf16 filters": (dynamic_local_filter, f.bfloat16()),
+        "unfold": (by_unfold, f),
+        "autograd over taps": (by_taps, f),
+    }
+    functions = {}
+    for name, (function, filters) in rows.items():
+        filters = filters.detach().requires_grad_()
+        functions[name] = lambda y=function, f=filters: torch.autograd.grad(y(x, f, K), (x, f), grad_y)
+    peaks = {name: peak_bytes(function, device) for name, function in functions.items()}  # warms up, too
+    source = torch.ones(64 * 2**20, device=device)
+    target = torch.ones_like(source)
+    copies, times = [], {name: [] for name in functions}
+    for _ in range(repeats):  # interleaved, so that a busy moment hits all of them
+        copies.append(seconds(lambda: target.copy_(source), device))
+        for name, function in functions.items():
+            times[name].append(seconds(function, device))
+    bandwidth = 2 * source.nbytes / min(copies)
+    result = []
+    for name, (_, filters) in rows.items():
+        bound = (3 * filters.nbytes + 6 * x.nbytes) / bandwidth
+        result.append(
+            {
+                "setting": f"{B}x{C}x{H}x{H}, {K}x{K}",
+                "form": name,
+                "ms": 1e3 * min(times[name]),
+                "times_bound": min(times[name]) / bound,
+                "times_ours": min(times[name]) / min(times["ours, contiguous"]),
+                "peak_mib": peaks[name] / 2**20,
+                "grad_filters_mib": filters.nbytes / 2**20,
+                "copy_gb_per_s": bandwidth / 1e9,
+            }
+        )
+    return result
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks local_filtering", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--json", type=Path, help="write the rows there")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    rows = [row for setting in SETTINGS for row in measure(*setting, options.device, options.repeats)]
+    print(f"{'setting':22s}{'form':22s}{'ms':>9s}{'x bound':>9s}{'x ours':>8s}{'peak MiB':>10s}{'grad f MiB':>12s}")
+    for r in rows:
+        print(
+            f"{r['setting']:22s}{r['form']:22s}{r['ms']:9.2f}{r['times_bound']:9.2f}{r['times_ours']:8.2f}"
+            f"{r['peak_mib']:10.1f}{r['grad_filters_mib']:12.1f}"
+        )
+    print(
+        f"copy: {', '.join(sorted({format(r['copy_gb_per_s'], '.1f') for r in rows}))} GB/s, {options.threads} threads"
+    )
+    if options.json:
+        record = {
+            "benchmark": "local_filtering",
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+            "threads": options.threads,
+            "cpu": cpu_name(),
+            "rows": rows,
+        }
+        options.json.write_text(json.dumps(record, indent=2) + "\n")
