@@ -1,6 +1,7 @@
 """The contract that every experiment meets: add ``configs/NAME.yaml`` and ``tests/tiny/NAME.yaml`` to be under it."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -50,6 +51,7 @@ def same(one: Path, other: Path) -> bool:
 def child(argv: list[str], sabotage: int = 0) -> None:
     """A run in a process of its own; ``sabotage`` kills it in the middle of writing so-many-th checkpoint."""
     os.setsid()  # a group of its own, with the loader's workers
+    multiprocessing.set_start_method("fork", force=True)  # for those workers, as in a run from the command line
     torch.set_num_threads(1)
     sys.argv = ["run.py"]
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process

@@ -279,9 +279,8 @@ def _local_filter(x: Tensor, filters: Tensor, softmax: bool) -> tuple[Tensor, Te
             e = _exp(e, minus_m, e_scratch)
             torch.sum(e, (2, 3), out=s)
         sums = [torch.mul(e, window[:, :, c], out=product).sum((2, 3)) for c in range(x.shape[2])]
-        y_tile.copy_(torch.stack(sums, 2))
-        if softmax:
-            y_tile.div_(s.unsqueeze(2))
+        y_sum = torch.stack(sums, 2)
+        y_tile.copy_(y_sum / s.unsqueeze(2) if softmax else y_sum)
     return y, stats
 
 
@@ -375,7 +374,7 @@ def _windows(x: Tensor, filters: Tensor) -> Tensor:
 def _tiles(filters: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     """Cut (B, G, Kh, Kw, H, W) into slices of samples, groups and rows, the largest first."""
     B, G, kh, kw, H, W = filters.shape
-    budget = 2**18 if filters.device.type == "cpu" else 2**19  # elements: fits the cache; on CUDA, fewer launches
+    budget = 400_000 if filters.device.type == "cpu" else 2**19  # elements: stays in cache; on CUDA, fewer launches
     blocks = min(H, -(-H * W * kh * kw // budget))
     h = -(-H // blocks)  # blocks of equal height
     g = min(G, max(1, budget // (kh * kw * W * H)))
@@ -386,16 +385,14 @@ def _tiles(filters: Tensor) -> Iterator[tuple[slice, slice, slice]]:
                 yield slice(b, min(b + n, B)), slice(group, min(group + g, G)), slice(row, min(row + h, H))
 
 
-TILE = 0
-
-
 def _scratch(filters: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Room for any tile, used again and again: fresh memory would cost more than the sums."""
     n, g, rows = next(_tiles(filters))
     n, g, kh, kw, h, W = filters[n, g, ..., rows, :].shape
     # 16 elements more than a plane: planes 2^n apart would share cache sets, and transposing them took 5x longer.
     e = filters.new_empty((n, g, kh, kw, h * W + 16), dtype=dtype)[..., : h * W].unflatten(-1, (h, W))
-    product = filters.new_zeros((n, g, kh, kw, h, W + kw - 1), dtype=dtype)
+    product = filters.new_empty((n, g, kh, kw, h, W + kw - 1), dtype=dtype)
+    product[..., W:] = 0
     rows = filters.new_empty((n, g, kh, h + kh - 1, W + kw - 1), dtype=dtype)
     return e, product, rows
 

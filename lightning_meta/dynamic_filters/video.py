@@ -3,6 +3,8 @@
 Shapes: B sequences, T frames, H rows, W columns, K*K taps; one grey channel.
 """
 
+import math
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -44,11 +46,11 @@ class FramePredictor(nn.Module):
         width: Channels of the first layers; the others have 2 and 4 times as many. The paper: 32.
         kernel_size: Of the generated filters, odd; the farthest that a pixel can come is half of it.
         dynamic: False gives the paper's baseline: the same network with one convolution in the filters' place.
-        centre_bias: Start of the bias of each filter's centre tap; above 0 the first predictions copy the frame
-            instead of blurring it. The paper: 0.
+        gain: Of the weights' start, uniform within gain * sqrt(3 / fan-in). The paper: 1, with which signals fade from
+            layer to layer; sqrt(2) keeps them up.
     """
 
-    def __init__(self, width: int = 32, kernel_size: int = 9, dynamic: bool = True, centre_bias: float = 0.0):
+    def __init__(self, width: int = 32, kernel_size: int = 9, dynamic: bool = True, gain: float = 1.0):
         super().__init__()
         taps = kernel_size**2
         self.hidden_channels, self.kernel_size, self.dynamic = 4 * width, kernel_size, dynamic
@@ -65,10 +67,9 @@ class FramePredictor(nn.Module):
         self.output = nn.Identity() if dynamic else nn.Conv2d(taps, 1, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")  # the authors': He with a gain of 1
+                nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
+                module.weight.data *= gain
                 nn.init.zeros_(module.bias)
-        if dynamic:
-            self.decoder[-1].bias.data[taps // 2] = centre_bias
 
     def predict(self, hidden: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
         """The frame after ``frame`` (B, 1, H, W), and the filters' logits (B, K*K, H, W) that make it."""
@@ -124,10 +125,12 @@ class VideoPrediction(LightningModule):
         width: Channels of the first layers (paper: 32).
         kernel_size: Of the generated filters (paper: 9).
         dynamic: False trains the paper's baseline of equal size, without generated filters.
-        centre_bias: Start of the bias of each filter's centre tap (paper: 0).
+        gain: Of the weights' start (paper: 1).
         input_frames: Frames that the model is given (paper: 10).
         lr: Adam's learning rate (paper: 1e-3; its baseline was trained with 1e-4).
-        lr_halved_every: Outer steps after which the learning rate is halved (paper: 4000).
+        lr_halved_every: Optimizer steps after which the learning rate is halved (paper: 4000). None: it falls to zero
+            along a cosine over ``trainer.max_steps``.
+        beta2: Adam's average of squared gradients (paper: 0.999).
         compile: Compile the network's parts with ``torch.compile``.
     """
 
@@ -136,10 +139,11 @@ class VideoPrediction(LightningModule):
         width: int = 32,
         kernel_size: int = 9,
         dynamic: bool = True,
-        centre_bias: float = 0.0,
+        gain: float = 1.0,
         input_frames: int = 10,
         lr: float = 1e-3,
-        lr_halved_every: int = 4000,
+        lr_halved_every: int | None = 4000,
+        beta2: float = 0.999,
         compile: bool = False,
     ):
         super().__init__()
@@ -153,7 +157,7 @@ class VideoPrediction(LightningModule):
                 "mean frame": "test/cross_entropy_mean_frame",
             },
         )
-        self.predictor = FramePredictor(width, kernel_size, dynamic, centre_bias)
+        self.predictor = FramePredictor(width, kernel_size, dynamic, gain)
         self.predictor.to(memory_format=torch.channels_last)
         self.carry: FrameState | None = None
         self.losses = nn.ModuleDict({name: MeanMetric() for name in ("val", "test", "copy_last_frame", "mean_frame")})
@@ -164,9 +168,14 @@ class VideoPrediction(LightningModule):
                 part.compile()
 
     def configure_optimizers(self):
-        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
-        schedule = torch.optim.lr_scheduler.StepLR(optimizer, self.hparams.lr_halved_every, gamma=0.5)
+        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr, betas=(0.9, self.hparams.beta2))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _lr_factor(self, step: int) -> float:
+        if self.hparams.lr_halved_every:
+            return 0.5 ** (step // self.hparams.lr_halved_every)
+        return 0.5 + 0.5 * math.cos(math.pi * min(1, step / self.trainer.max_steps))
 
     def forward(self, batch: Clips, state: FrameState | None = None) -> tuple[Tensor, Tensor, FrameState]:
         """Runs the batch's segment; see ``FramePredictor.forward``."""

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Trainer
 
 from lightning_meta.dynamic_filters.data import Clips
 from lightning_meta.dynamic_filters.video import FramePredictor, VideoPrediction, cross_entropy
@@ -95,9 +96,22 @@ def test_weights_start_as_the_authors_do():
         bound = math.sqrt(3 / layer.weight[0].numel())
         assert 0.99 * bound < layer.weight.abs().max() <= bound
         assert layer.bias.count_nonzero() == 0
-    biased = FramePredictor(centre_bias=3.0).decoder[-1].bias
-    assert biased.nonzero().flatten().tolist() == [40]
-    assert biased[40] == 3
+    torch.manual_seed(0)
+    one = FramePredictor(width=2)
+    torch.manual_seed(0)
+    two = FramePredictor(width=2, gain=2.0)
+    torch.testing.assert_close(two.decoder[-1].weight, 2 * one.decoder[-1].weight)
+
+
+@pytest.mark.parametrize(
+    ("halved", "factors"), [(4000, [1, 1, 0.5, 0.25]), (None, [1, 0.5 + 0.5 * math.cos(math.pi * 0.39999), 0.345, 0])]
+)
+def test_learning_rates(halved, factors):
+    model = VideoPrediction(width=2, lr_halved_every=halved, lr=1.0)
+    model.trainer = Trainer(max_steps=10_000, logger=False, enable_progress_bar=False, accelerator="cpu")
+    schedule = model.configure_optimizers()["lr_scheduler"]["scheduler"]
+    found = [schedule.lr_lambdas[0](step) for step in (0, 3999, 6000 if halved is None else 4000, 10_000)]
+    assert found == pytest.approx(factors, abs=1e-3)
 
 
 def test_cross_entropy_is_in_nats_a_frame_with_the_published_clipping():
