@@ -8,7 +8,7 @@ import benchmarks
 
 
 def main(arguments: list[str]) -> None:
-    names = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_"))
+    names = sorted({module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - {"__main__", "report"})
     modules = {name: importlib.import_module(f"benchmarks.{name}") for name in names}
     if arguments and arguments[0] in modules:
         modules[arguments[0]].main(arguments[1:])

@@ -4,18 +4,14 @@ The bound is the time of those bytes at the bandwidth of a large copy, measured 
 forward reads filters and x and writes y, backward reads filters, x and the gradient of y and writes two gradients.
 """
 
-import argparse
-import json
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.report import parse, report, seconds
 from lightning_meta.dynamic_filters.layers import dynamic_local_filter
 
 SETTINGS = [(16, 1, 64, 9), (8, 3, 128, 11)]  # B, C, H = W, K
@@ -32,14 +28,6 @@ def by_taps(x: Tensor, f: Tensor, K: int) -> Tensor:
     padded = F.pad(x, (K // 2,) * 4)
     taps = f.softmax(1).unsqueeze(1).unbind(2)
     return sum(p * padded[..., k // K : k // K + H, k % K : k % K + W] for k, p in enumerate(taps))
-
-
-def seconds(function: Callable[[], object], device: str) -> float:
-    start = time.perf_counter()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def peak_bytes(function: Callable[[], object], device: str) -> int:
@@ -92,47 +80,17 @@ def measure(B: int, C: int, H: int, K: int, device: str, repeats: int) -> list[d
                 "setting": f"{B}x{C}x{H}x{H}, {K}x{K}",
                 "form": name,
                 "ms": 1e3 * min(times[name]),
-                "times_bound": min(times[name]) / bound,
-                "times_ours": min(times[name]) / min(times["ours, contiguous"]),
-                "peak_mib": peaks[name] / 2**20,
-                "grad_filters_mib": filters.nbytes / 2**20,
-                "copy_gb_per_s": bandwidth / 1e9,
+                "x bound": min(times[name]) / bound,
+                "x ours": min(times[name]) / min(times["ours, contiguous"]),
+                "peak MiB": peaks[name] / 2**20,
+                "filters' gradient MiB": filters.nbytes / 2**20,
+                "copy GB/s": bandwidth / 1e9,
             }
         )
     return result
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks local_filtering", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--json", type=Path, help="write the rows there")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    options = parse("local_filtering", __doc__, arguments)
     rows = [row for setting in SETTINGS for row in measure(*setting, options.device, options.repeats)]
-    print(f"{'setting':22s}{'form':22s}{'ms':>9s}{'x bound':>9s}{'x ours':>8s}{'peak MiB':>10s}{'grad f MiB':>12s}")
-    for r in rows:
-        print(
-            f"{r['setting']:22s}{r['form']:22s}{r['ms']:9.2f}{r['times_bound']:9.2f}{r['times_ours']:8.2f}"
-            f"{r['peak_mib']:10.1f}{r['grad_filters_mib']:12.1f}"
-        )
-    print(
-        f"copy: {', '.join(sorted({format(r['copy_gb_per_s'], '.1f') for r in rows}))} GB/s, {options.threads} threads"
-    )
-    if options.json:
-        record = {
-            "benchmark": "local_filtering",
-            "torch": torch.__version__,
-            "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
-            "threads": options.threads,
-            "cpu": cpu_name(),
-            "rows": rows,
-        }
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+    report("local_filtering", rows, options)

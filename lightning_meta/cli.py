@@ -43,6 +43,7 @@ class MetaCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         # After the best one: the last checkpoint remembers which was best.
         parser.add_lightning_class_args(LastCheckpoint, "last")
+        parser.add_lightning_class_args(Timer, "timer")
         parser.link_arguments("seed_everything", "schedule.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
@@ -165,7 +166,7 @@ def main(args: list[str] | None = None) -> None:
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [Timer(), Record(), TensorBoardPictures(), PredictionWriter()]},
+            trainer_defaults={"callbacks": [Record(), TensorBoardPictures(), PredictionWriter()]},
             parser_kwargs={name: {"default_config_files": [str(DEFAULTS)]} for name in LightningCLI.subcommands()},
         )
     except (InputError, MisconfigurationException, OSError) as error:

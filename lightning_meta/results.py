@@ -44,6 +44,18 @@ def _measured(path: Path) -> list[str]:
         raise InputError(f"{path} is not a record of a test: it has no {error}; run the test again") from error
 
 
+def benchmarks(folder: Path) -> str:
+    """The tables of ``benchmarks/*.json``, as ``python -m benchmarks NAME --json`` wrote them."""
+    parts = []
+    for path in sorted((folder / "benchmarks").glob("*.json")):
+        record = json.loads(path.read_text())
+        header = list(record["rows"][0])
+        rows = [[v if isinstance(v, str) else f"{v:.2f}" for v in row.values()] for row in record["rows"]]
+        parts.append(f"`{record['name']}`, {record['device']}, torch {record['torch']}:\n")
+        parts.append(_markdown([header, ["---"] * len(header), *rows]) + "\n")
+    return "\n".join(parts).rstrip()
+
+
 def _markdown(table: list[Any]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in table)
 
@@ -58,7 +70,8 @@ def fill(text: str, name: str, content: str) -> str:
 
 def page(root: Path = ROOT) -> str:
     """The README as it should be."""
-    return fill((root / "README.md").read_text(), "results", experiments(root / "results"))
+    text = fill((root / "README.md").read_text(), "results", experiments(root / "results"))
+    return fill(text, "benchmarks", benchmarks(root / "results"))
 
 
 def main(arguments: list[str]) -> None:
