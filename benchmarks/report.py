@@ -41,7 +41,7 @@ def report(name: str, rows: list[dict[str, str | float]], options: argparse.Name
     table = Table(*rows[0], title=f"{name}: {device}")
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:.2f}" for value in row.values()))
-    Console().print(table)
+    Console(width=120).print(table)
     if options.json:
         record = {"name": name, "device": device, "torch": torch.__version__, "commit": commit(), "rows": rows}
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -92,19 +92,19 @@ class MetaCLI(LightningCLI):
         best = self.run_folder / "checkpoints" / "best.ckpt"
         known = not self.trainer.fast_dev_run and best.exists()
         self.trainer.test(self.model, self.datamodule, ckpt_path=best if known else None, verbose=False)
-        longer = f"--trainer.max_steps={2 * self.trainer.max_steps}"
+        longer = [f"--trainer.max_steps={2 * self.trainer.max_steps}", "--timer.duration=null"]
         say(
             f"\nrun folder    {self.run_folder}\n"
             f"curves        tensorboard --logdir {self.run_folder.parent}\n"
             f"predictions   {self._command('predict')}\n"
-            f"train longer  {self._command('fit', '--ckpt_path=last', longer)}"
+            f"train longer  {self._command('fit', '--ckpt_path=last', *longer)}"
         )
 
     def _command(self, verb: str, *more: str) -> str:
         """This command again, for another verb: with the user's options, but for those that ``more`` replaces."""
         options, given = [], iter(self.arguments[1:])
         for option in given:
-            if option.split("=")[0] in ("--ckpt_path", "--trainer.max_steps"):
+            if option.split("=")[0] in ("--ckpt_path", "--trainer.max_steps", "--timer.duration"):
                 if "=" not in option:
                     next(given)
             else:

@@ -62,12 +62,12 @@ class Record(Callback):
             "torch": torch.__version__,
             "model": {k: v for k, v in pl_module.hparams.items() if isinstance(v, (bool, int, float, str))},
         }
-        table = Table(title=f"{measure.name}, {measure.unit}, {record['samples']} samples of {record['data']}")
-        table.add_column("")
+        table = Table("")
         table.add_column(measure.unit, justify="right")
         table.add_row(f"model after {record['steps']} steps", f"{record['value']:.1f}", style="bold")
         for name, value in values.items():
             table.add_row(name, f"{value:.1f}")
+        print(f"\n{measure.name}, {record['samples']} samples of {record['data']}")
         Console().print(table)
         if not trainer.fast_dev_run:
             folder.mkdir(parents=True, exist_ok=True)
