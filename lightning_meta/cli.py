@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
@@ -56,8 +57,7 @@ class MetaCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.options = self.config[self.subcommand]
-        logger = self.options.trainer.logger.init_args
-        self.run_folder = Path(logger.save_dir) / logger.name
+        self.run_folder = _run_folder(self.options.trainer.logger)
         self.options.ckpt_path = self._checkpoint_path(self.options.ckpt_path)
         self.options.weights_only = True  # no code in a checkpoint is ever run
         if self.options.trainer.precision is None:
@@ -113,6 +113,17 @@ class MetaCLI(LightningCLI):
 
     def after_predict(self) -> None:
         say(f"pictures in {self.run_folder / 'predictions'}")
+
+
+def _run_folder(logger: Any) -> Path:
+    """Where the (first) logger writes; checkpoints and records lie there too."""
+    first = logger[0] if isinstance(logger, list) else logger
+    options = first.init_args if isinstance(first, Namespace) else {}
+    if not options.get("save_dir") or not options.get("name"):
+        raise InputError(
+            "trainer.logger: a run needs a folder; give a logger with init_args.save_dir and init_args.name"
+        )
+    return Path(options.save_dir) / options.name / str(options.get("version") or "")
 
 
 def fast_precision(accelerator: str) -> str:

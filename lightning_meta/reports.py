@@ -35,7 +35,7 @@ class Record(Callback):
     """After ``test``: prints the model beside its baselines and writes ``results.json`` into the run's folder."""
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = Path(trainer.log_dir)  # asks the other processes
+        folder = Path(trainer.log_dir or ".")  # asks the other processes; a fast_dev_run has none
         if not trainer.is_global_zero:
             return
         measure: Measure = pl_module.measure
@@ -60,7 +60,7 @@ class Record(Callback):
             "seconds": round(timer["time_elapsed"]["train"]),
             "commit": commit(),
             "torch": torch.__version__,
-            "model": {k: v for k, v in pl_module.hparams.items() if isinstance(v, (bool, int, float, str))},
+            "model": {k: v for k, v in pl_module.hparams.items() if not k.startswith("_")},
         }
         table = Table("")
         table.add_column(measure.unit, justify="right")

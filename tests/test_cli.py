@@ -1,6 +1,5 @@
 import gzip
 import hashlib
-import json
 import subprocess
 import sys
 import time
@@ -131,6 +130,16 @@ def test_a_schedule_that_predicts_nothing(tmp_path):
     assert "at least 10" in refused(tmp_path, "fit", "--schedule.unroll=5")
 
 
+def test_a_run_without_a_folder(tmp_path):
+    assert "a run needs a folder" in refused(tmp_path, "fit", "--trainer.logger=false")
+
+
+def test_fast_dev_run_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["fit", *arguments("dfn_mnist", tmp_path, "--trainer.fast_dev_run=2")])
+    assert not list(tmp_path.iterdir())
+
+
 def test_options_that_do_not_exist_end_with_code_2(tmp_path, capsys):
     for wrong in ("--model.init_args.widht=3", "--data.source=here", "--config=none.yaml", "--trainer.max_steps=x"):
         with pytest.raises(SystemExit) as stop:
@@ -174,7 +183,7 @@ def test_the_commands_it_ends_with_run(tmp_path, capsys):
         command = next(text for text in printed.splitlines() if text.startswith(line)).split("python run.py ")[1]
         main(command.split())
     assert list((tmp_path / "dfn_mnist" / "predictions").glob("*.gif"))
-    assert json.loads((tmp_path / "dfn_mnist" / "results.json").read_text())["steps"] == 2
+    assert torch.load(tmp_path / "dfn_mnist" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 def test_precision_follows_the_machine(monkeypatch):

@@ -181,18 +181,21 @@ def test_ctrl_c_stops_with_a_last_checkpoint_and_resumes(name, fitted, tmp_path,
 
 
 def test_two_ranks_equal_one_of_twice_the_batch(name, tmp_path):
-    """Gloo on the CPU, from the command line, since the strategy starts the second process from it."""
-    common = ["--trainer.max_steps=3", "--trainer.val_check_interval=3"]
+    """Gloo on the CPU, from the command line, since the strategy starts the second process from it.
+
+    In float64, where "to rounding" is sharp: Adam makes much of the rounding of a gradient that is nearly zero.
+    """
+    common = ["--trainer.max_steps=3", "--trainer.val_check_interval=3", "--trainer.precision=64-true"]
     main(["fit", *arguments(name, tmp_path / "one", *common, "--data.batch_size=4")])
     ddp = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu", "--data.batch_size=2"]
     command = [sys.executable, str(ROOT / "run.py"), "fit", *arguments(name, tmp_path / "two", *common, *ddp)]
     subprocess.run(command, check=True, capture_output=True, timeout=240)
     one, two = (json.loads((tmp_path / run / name / "results.json").read_text()) for run in ("one", "two"))
     assert two["processes"] == 2
-    assert two["value"] == pytest.approx(one["value"], rel=1e-5)
+    assert two["value"] == pytest.approx(one["value"], rel=1e-9)
     one, two = (torch.load(tmp_path / run / name / "checkpoints" / "last.ckpt") for run in ("one", "two"))
     for key, value in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][key], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(two["state_dict"][key], value, rtol=1e-8, atol=1e-11)
     # Each rank's carried state, in mid-horizon, is that of its half of the batch.
     assert len(two["schedule"]["carries"]) == (2 if one["schedule"]["carries"] else 0)
 

@@ -374,7 +374,7 @@ def _windows(x: Tensor, filters: Tensor) -> Tensor:
 def _tiles(filters: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     """Cut (B, G, Kh, Kw, H, W) into slices of samples, groups and rows, the largest first."""
     B, G, kh, kw, H, W = filters.shape
-    budget = 400_000 if filters.device.type == "cpu" else 2**19  # elements: stays in cache; on CUDA, fewer launches
+    budget = 350_000 if filters.device.type == "cpu" else 2**19  # elements: stays in cache; on CUDA, fewer launches
     blocks = min(H, -(-H * W * kh * kw // budget))
     h = -(-H // blocks)  # blocks of equal height
     g = min(G, max(1, budget // (kh * kw * W * H)))

@@ -267,7 +267,7 @@ def test_memory_is_the_filters_gradient_and_10_mib(B, C, size, K, f_dtype, layou
 def test_memory_does_not_grow_with_channels_times_taps():
     x, f = inputs(16, (9, 9), (64, 64), B=1)
     peak, largest = allocations(forward_and_backward(x, f, torch.randn(1, 16, 64, 64), 9))
-    assert largest <= 4 * f.numel() < 4 * 16 * f.numel()
+    assert largest <= 2 * f.nbytes  # room for a tile, of which one is enough here, against 16 times for a copy of x
     assert peak <= 4 * f.numel() + 10 * 2**20
 
 
