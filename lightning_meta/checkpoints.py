@@ -1,6 +1,5 @@
 """How a run is saved: checkpoints that a kill cannot harm, and a last one at every stop."""
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lightning_meta.errors import InputError
+from lightning_meta.files import whole
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -34,20 +34,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there: a kill while writing leaves the former one whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        unfinished = path.with_name(path.name + ".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(unfinished, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            unfinished.unlink(missing_ok=True)
-            raise InputError(
-                f"cannot write checkpoint {path} ({error}): free the disk or choose another folder"
-            ) from error
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as part, open(part, "wb") as file:
+            torch.save(checkpoint, file)
 
 
 class LastCheckpoint(Checkpoint):

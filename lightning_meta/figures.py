@@ -4,16 +4,14 @@ Pictures are uint8 (3, H', W'), as ``add_image`` takes them. Frames are float (H
 and in any precision; values outside are clipped. T is a number of frames, H and W a frame's height and width in pixels.
 """
 
-import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lightning_meta.errors import InputError
+from lightning_meta.files import whole
 
 _INK, _PALE, _GAP = (40, 40, 40), (120, 120, 120), 3
 _RED, _GREEN = (220, 40, 40), (40, 170, 70)
@@ -202,16 +200,8 @@ def write_png(path: str | Path, picture: Tensor) -> None:
     Raises:
         InputError: If the file cannot be written.
     """
-    content = io.BytesIO()
-    _image(picture).save(content, format="PNG")
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # on the same disk, so that the replace is atomic
-    try:
-        part.write_bytes(content.getvalue())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path} ({error.strerror}): choose a place you can write to") from error
+    with whole(path) as part:
+        _image(picture).save(part, format="PNG")
 
 
 def _page(width: int, height: int):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_meta.checkpoints import read_checkpoint
 from lightning_meta.figures import write_png
+from lightning_meta.files import whole
 from lightning_meta.sources.clips import write_gif
 
 
@@ -71,7 +72,8 @@ class Record(Callback):
         Console().print(table)
         if not trainer.fast_dev_run:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+            with whole(folder / "results.json") as part:
+                part.write_text(json.dumps(record, indent=2) + "\n")
 
 
 class TensorBoardPictures(Callback):

@@ -1,13 +1,13 @@
 """``python run.py results``: the README's tables, made from the records under ``results/``."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lightning_meta.errors import InputError
+from lightning_meta.files import whole
 
 ROOT = Path(__file__).parents[1]
 HEADER = ("experiment", "run", "measure", "published", "measured", "baselines", "data", "steps", "on")
@@ -78,6 +78,6 @@ def main(arguments: list[str]) -> None:
     """Writes the tables into README.md."""
     if arguments:
         raise InputError(f"results takes no options, got {' '.join(arguments)}: it reads results/ and writes README.md")
-    unfinished = ROOT / "README.md.part"
-    unfinished.write_text(page())
-    os.replace(unfinished, ROOT / "README.md")
+    text = page()
+    with whole(ROOT / "README.md") as part:
+        part.write_text(text)

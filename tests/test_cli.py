@@ -1,16 +1,22 @@
 import gzip
 import hashlib
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lightning_meta import cli
 from lightning_meta.cli import main
+from lightning_meta.dynamic_filters.data import moving_digits
+from lightning_meta.dynamic_filters.video import VideoPrediction
+from lightning_meta.sampling import generator
 from lightning_meta.sources.clips import write_gif
 from tests.conftest import ROOT, arguments
 
@@ -124,6 +130,55 @@ def test_clips_that_cannot_be_used(trained, tmp_path):
     assert "has 4 frames" in refused(trained, "predict", f"--data.clip={tmp_path / 'short.gif'}")
     assert "broken.mp4" in refused(trained, "predict", f"--data.clip={tmp_path / 'broken.mp4'}")
     assert "none.gif" in refused(trained, "predict", f"--data.clip={tmp_path / 'none.gif'}")
+
+
+@pytest.mark.parametrize("frames", [10, 13, 40])
+@pytest.mark.parametrize("kind", ["gif", "mp4", "folder"])
+def test_a_clip_of_the_users_own(trained, tmp_path, kind, frames):
+    """Of 10 frames there is no truth to show, of 13 there are three, and what goes beyond 20 is not used."""
+    shutil.copytree(trained / "dfn_mnist", tmp_path / "dfn_mnist")
+    clip = torch.from_numpy(moving_digits([np.full((28, 28), 200, np.uint8)], frames, generator(0)))
+    path = tmp_path / f"clip.{kind}"
+    if kind == "gif":
+        write_gif(path, clip)
+    elif kind == "mp4":
+        write_mp4(path, clip)
+    else:
+        path.mkdir()
+        for t, frame in enumerate(clip):
+            Image.fromarray(frame.numpy()).save(path / f"{t}.png")
+    main(["predict", *arguments("dfn_mnist", tmp_path, f"--data.clip={path}")])
+    written = tmp_path / "dfn_mnist" / "predictions"
+    assert sorted(p.name for p in written.iterdir()) == ["000_animation.gif", "000_flow.png", "000_frames.png"]
+    heights = Image.open(written / "000_frames.png").height
+    assert heights < 330 if frames == 10 else heights > 330, "two rows of frames, or three"
+    assert Image.open(written / "000_animation.gif").n_frames <= 20
+
+
+def write_mp4(path: Path, clip: torch.Tensor) -> None:
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for frame in clip:
+            picture = av.VideoFrame.from_ndarray(frame.numpy(), format="gray")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_gradients_exist_in_every_verb(trained, tmp_path, monkeypatch, verb):
+    """Under Lightning's default, inference mode, torch.func.grad gives zeros and says nothing."""
+    shutil.copytree(trained / "dfn_mnist", tmp_path / "dfn_mnist")
+    gradients = []
+    forward = VideoPrediction.forward
+
+    def adapting_forward(self, *args):
+        gradients.append(torch.func.grad(torch.Tensor.square)(torch.tensor(3.0)).item())
+        return forward(self, *args)
+
+    monkeypatch.setattr(VideoPrediction, "forward", adapting_forward)
+    main([verb, *arguments("dfn_mnist", tmp_path)])
+    assert set(gradients) == {6.0}
 
 
 def test_a_schedule_that_predicts_nothing(tmp_path):

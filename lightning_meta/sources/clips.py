@@ -3,8 +3,6 @@
 T is the number of frames, H and W their height and width in pixels. Frames are uint8, 0 black to 255 white.
 """
 
-import io
-import os
 import re
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.errors import InputError
+from lightning_meta.files import whole
 
 
 def read_clip(path: str | Path, max_frames: int | None = None) -> Tensor:
@@ -60,18 +59,10 @@ def write_gif(path: str | Path, frames: Tensor, fps: float = 10) -> None:
     from PIL import Image
 
     pictures = [Image.fromarray(frame.numpy()) for frame in (frames if frames.ndim == 3 else frames.movedim(1, -1))]
-    content = io.BytesIO()
-    pictures[0].save(
-        content, format="GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0
-    )
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # on the same disk, so that the replace is atomic
-    try:
-        part.write_bytes(content.getvalue())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path} ({error.strerror}): choose a place you can write to") from error
+    with whole(path) as part:
+        pictures[0].save(
+            part, format="GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0
+        )
 
 
 def _pictures(folder: Path, max_frames: int | None) -> list[tuple[str, Tensor]]:
