@@ -77,6 +77,8 @@ class MetaCLI(LightningCLI):
         raise InputError(f"no {path}: train first (python run.py fit ...) or name a file with --ckpt_path")
 
     def after_instantiate_classes(self) -> None:
+        if self.trainer.precision == "64-true":
+            self.model.double()  # Lightning would do so only after it has loaded a checkpoint, rounded to float32
         path = self.options.ckpt_path
         if path is not None:
             _refuse_other_weights(path, read_checkpoint(path)["state_dict"], self.model.state_dict())
