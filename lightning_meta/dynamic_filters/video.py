@@ -71,6 +71,14 @@ class FramePredictor(nn.Module):
                 module.weight.data *= gain
                 nn.init.zeros_(module.bias)
 
+    def encode(self, frames: Tensor) -> Tensor:
+        """What a frame (B, 1, H, W) has to say to the state, (B, 4*width, H/2, W/2)."""
+        return self.encoder(frames)
+
+    def advance(self, code: Tensor, hidden: Tensor) -> Tensor:
+        """The state after the frame of that code."""
+        return code + self.transition(hidden)
+
     def predict(self, hidden: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
         """The frame after ``frame`` (B, 1, H, W), and the filters' logits (B, K*K, H, W) that make it."""
         planes = self.decoder(hidden)
@@ -99,15 +107,15 @@ class FramePredictor(nn.Module):
         B, _, _, H, W = frames.shape
         known = frames[:, : max(inputs - start, 0)][:, : stop - start]
         # All true frames through the encoder at once: it does not depend on the state.
-        codes = self.encoder(known.flatten(0, 1)).unflatten(0, (B, -1)).unbind(1) if known.shape[1] else ()
+        codes = self.encode(known.flatten(0, 1)).unflatten(0, (B, -1)).unbind(1) if known.shape[1] else ()
         hidden, frame = state or (frames.new_zeros(B, self.hidden_channels, H // 2, W // 2), None)
         predictions, first_filters = [], None
         for t in range(start, stop):
             if t < inputs:
                 code, frame = codes[t - start], frames[:, t - start]
             else:
-                code = self.encoder(frame)
-            hidden = code + self.transition(hidden)
+                code = self.encode(frame)
+            hidden = self.advance(code, hidden)
             if t >= inputs - 1:
                 frame, filters = self.predict(hidden, frame)
                 predictions.append(frame)
@@ -163,9 +171,9 @@ class VideoPrediction(LightningModule):
         self.losses = nn.ModuleDict({name: MeanMetric() for name in ("val", "test", "copy_last_frame", "mean_frame")})
 
     def configure_model(self) -> None:
-        if self.hparams.compile:
-            for part in (self.predictor.encoder, self.predictor.transition, self.predictor.decoder):
-                part.compile()
+        if self.hparams.compile:  # methods: nn.Sequential.compile() compiles nothing, its frames being torch's own
+            for name in ("encode", "advance", "predict"):
+                setattr(self.predictor, name, torch.compile(getattr(self.predictor, name)))
 
     def configure_optimizers(self):
         optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr, betas=(0.9, self.hparams.beta2))
