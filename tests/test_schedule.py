@@ -1,3 +1,5 @@
+import os
+import signal
 from itertools import islice
 from typing import NamedTuple
 
@@ -128,6 +130,26 @@ def test_resuming_in_mid_horizon_is_exact_with_noise(tmp_path, stop):
     assert trainer.global_step == 8
     for key, value in whole.state_dict().items():
         assert torch.equal(rest.state_dict()[key], value)
+
+
+def test_an_interrupt_waits_for_accumulated_gradients(tmp_path, monkeypatch):
+    """They are not in a checkpoint, so a stop between the batches of one optimizer step would lose them."""
+    whole, _ = train(tmp_path / "whole", 4, accumulate_grad_batches=2)
+    step = Walker.training_step
+
+    def interrupted_step(self, batch, batch_idx):
+        if batch_idx == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, batch_idx)
+
+    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    with monkeypatch.context() as patch:
+        patch.setattr(Walker, "training_step", interrupted_step)
+        train(tmp_path / "parts", 4, accumulate_grad_batches=2)
+    assert torch.load(last, weights_only=True)["schedule"]["batch"] == 4
+    rest, _ = train(tmp_path / "parts", 4, ckpt_path=last, accumulate_grad_batches=2)
+    assert rest.losses == whole.losses[4:]
+    assert all(torch.equal(rest.state_dict()[key], value) for key, value in whole.state_dict().items())
 
 
 def test_a_run_in_several_epochs_goes_on_with_fresh_batches(tmp_path):
