@@ -3,7 +3,6 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import av
@@ -260,9 +259,7 @@ def test_random_checkpoint_hyperparameters_do_not_override_the_command_line(trai
 
 @pytest.mark.parametrize("options", [["--help"], ["fit", "--help"]])
 def test_help(options, capsys):
-    start = time.monotonic()
     with pytest.raises(SystemExit) as stop:
         main(options)
     assert stop.value.code == 0
-    assert "--config" in capsys.readouterr().out
-    assert time.monotonic() - start < 60  # without the imports; how long all takes is measured, not tested
+    assert ("fit,validate,test,predict" if options == ["--help"] else "--schedule.horizon") in capsys.readouterr().out

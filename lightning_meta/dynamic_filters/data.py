@@ -182,7 +182,13 @@ class MovingMNIST(LightningDataModule):
         self.test_set = MovingDigits(test, "test", seed=0)
         self.test_name = "sequences drawn from the test images"
         if self.hparams.test_set == "fixed" and stage in ("test", "predict"):
-            self.test_set = FixedClips(fixed_test_sequences(Path(root)))
+            sequences = fixed_test_sequences(Path(root))
+            if len(sequences) < self.test_samples:
+                raise InputError(
+                    f"the fixed test set has {len(sequences)} sequences: --data.test_sequences {self.test_samples} "
+                    "must be at most that"
+                )
+            self.test_set = FixedClips(sequences)
             self.test_name = "the fixed test sequences of Srivastava et al. (2015)"
         if stage == "predict" and self.hparams.clip:
             self.test_set = FixedClips(own_clip(self.hparams.clip, self.hparams.frames)[None])

@@ -402,25 +402,6 @@ def _part(scratch: Tensor, tile: Tensor) -> Tensor:
     return scratch[:n, :g, ..., :h, :W]
 
 
-@_local_filter.register_fake
-def _(x: Tensor, filters: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
-    return _new_outputs(x, filters, softmax)
-
-
-@_local_filter_backward.register_fake
-def _(
-    grad_y: Tensor,
-    x: Tensor,
-    filters: Tensor,
-    y: Tensor,
-    stats: Tensor,
-    softmax: bool,
-    need_x: bool,
-    need_filters: bool,
-) -> tuple[Tensor, Tensor]:
-    return _new_gradients(x, filters, need_x, need_filters)
-
-
 def _new_outputs(x: Tensor, filters: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
     B, G, _, _, H, W = filters.shape
     y = x.new_empty((B, G, x.shape[2], H, W))
@@ -430,6 +411,12 @@ def _new_outputs(x: Tensor, filters: Tensor, softmax: bool) -> tuple[Tensor, Ten
 def _new_gradients(x: Tensor, filters: Tensor, need_x: bool, need_filters: bool) -> tuple[Tensor, Tensor]:
     grad_x = x.new_empty(x.shape if need_x else (0,))
     return grad_x, torch.empty_like(filters) if need_filters else filters.new_empty(0)
+
+
+_local_filter.register_fake(_new_outputs)
+_local_filter_backward.register_fake(
+    lambda grad_y, x, filters, y, stats, softmax, need_x, need_filters: _new_gradients(x, filters, need_x, need_filters)
+)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -120,6 +120,17 @@ def test_the_fixed_test_set_in_both_layouts(tmp_path, name, axes):
     assert np.array_equal(FixedClips(read)[2, Segment(2, 0, 19, True)][0], sequences[2])
 
 
+def test_more_test_sequences_than_the_fixed_set_has(tmp_path):
+    (tmp_path / "MovingMNIST").mkdir()
+    np.save(tmp_path / "MovingMNIST" / "bouncing_mnist_test.npy", np.zeros((3, 20, 64, 64), np.uint8))
+    options = {"root": str(tmp_path), "source": "stand-in", "test_set": "fixed"}
+    with pytest.raises(InputError, match=r"has 3 sequences: --data.test_sequences 4 must be at most that"):
+        MovingMNIST(**options, test_sequences=4).setup("test")
+    data = MovingMNIST(**options, test_sequences=3)
+    data.setup("test")
+    assert data.test_name.startswith("the fixed test sequences")
+
+
 def test_a_wrong_fixed_test_set_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no bouncing_mnist_test\.npy or mnist_test_seq\.npy"):
         fixed_test_sequences(tmp_path)
