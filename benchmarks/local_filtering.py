@@ -4,14 +4,11 @@ The bound is the time of those bytes at the bandwidth of a large copy, measured 
 forward reads filters and x and writes y, backward reads filters, x and the gradient of y and writes two gradients.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.report import parse, report, seconds
+from benchmarks.report import parse, peak_bytes, report, seconds
 from lightning_meta.dynamic_filters.layers import dynamic_local_filter
 
 SETTINGS = [(16, 1, 64, 9), (8, 3, 128, 11)]  # B, C, H = W, K
@@ -28,23 +25,6 @@ def by_taps(x: Tensor, f: Tensor, K: int) -> Tensor:
     padded = F.pad(x, (K // 2,) * 4)
     taps = f.softmax(1).unsqueeze(1).unbind(2)
     return sum(p * padded[..., k // K : k // K + H, k % K : k % K + W] for k, p in enumerate(taps))
-
-
-def peak_bytes(function: Callable[[], object], device: str) -> int:
-    """Most bytes alive at once beyond what was there before."""
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    living = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        living += event.nbytes()
-        peak = max(peak, living)
-    return peak
 
 
 def measure(B: int, C: int, H: int, K: int, device: str, repeats: int) -> list[dict]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 
 from lightning_meta.reports import commit, cpu_name
 
@@ -32,6 +33,23 @@ def seconds(function: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def peak_bytes(function: Callable[[], object], device: str) -> int:
+    """Most bytes alive at once beyond what was there before."""
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    living = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        living += event.nbytes()
+        peak = max(peak, living)
+    return peak
 
 
 def report(name: str, rows: list[dict[str, str | float]], options: argparse.Namespace) -> None:

@@ -169,6 +169,7 @@ def main(args: list[str] | None = None) -> None:
     """Runs one command; ``args`` as on the command line (None: ``sys.argv``)."""
     arguments = sys.argv[1:] if args is None else args
     _quieten()
+    torch.set_flush_denormal(True)  # gradients of saturated units are denormal, and slow; before any thread starts
     try:
         if arguments[:1] == ["results"]:
             results.main(arguments[1:])

@@ -21,9 +21,10 @@ from lightning_meta.sources.clips import write_gif
 
 
 class Measure(NamedTuple):
-    """What an experiment is judged by: a module's attribute ``measure``.
+    """What an experiment is judged by: a module's attribute ``measure``, and those in ``further_measures``, if any.
 
-    ``metric`` and the values of ``baselines`` are names that ``test_step`` logs.
+    ``metric`` and the values of ``baselines`` are names that the test logs. Where it logs ``NAME/interval`` too, that
+    is half the width of the 95 % interval of ``NAME``.
     """
 
     name: str
@@ -39,17 +40,17 @@ class Record(Callback):
         folder = Path(trainer.log_dir or ".")  # asks the other processes; a fast_dev_run has none
         if not trainer.is_global_zero:
             return
-        measure: Measure = pl_module.measure
         data = trainer.datamodule
         checkpoint = read_checkpoint(trainer.ckpt_path) if trainer.ckpt_path else {}
         timer = checkpoint.get("callbacks", {}).get("Timer", {"time_elapsed": {"train": 0.0}})
-        values = {name: trainer.callback_metrics[metric].item() for name, metric in measure.baselines.items()}
+        measured, *further = (
+            _values(measure, trainer.callback_metrics)
+            for measure in (pl_module.measure, *getattr(pl_module, "further_measures", ()))
+        )
         record = {
             "experiment": folder.name,
-            "measure": measure.name,
-            "unit": measure.unit,
-            "value": trainer.callback_metrics[measure.metric].item(),
-            "baselines": values,
+            **measured,
+            "further": further,
             "data": f"{data.data_name}; {data.test_name}",
             "samples": data.test_samples,
             "seed": data.hparams.seed,
@@ -63,17 +64,49 @@ class Record(Callback):
             "torch": torch.__version__,
             "model": {k: v for k, v in pl_module.hparams.items() if not k.startswith("_")},
         }
-        table = Table("")
-        table.add_column(measure.unit, justify="right")
-        table.add_row(f"model after {record['steps']} steps", f"{record['value']:.1f}", style="bold")
-        for name, value in values.items():
-            table.add_row(name, f"{value:.1f}")
-        print(f"\n{measure.name}, {record['samples']} samples of {record['data']}")
+        table = Table("", title=measured["measure"])
+        table.add_column(measured["unit"], justify="right")
+        value, *others = amounts(measured)
+        table.add_row(f"model after {record['steps']} steps", value, style="bold")
+        for name, other in zip(measured["baselines"], others, strict=True):
+            table.add_row(name, other)
+        print(f"\n{record['samples']} samples of {record['data']}")
         Console().print(table)
+        if further:
+            table = Table("also", measured["unit"], "baselines")
+            for values in further:
+                value, *others = amounts(values)
+                named = [f"{name} {other}" for name, other in zip(values["baselines"], others, strict=True)]
+                table.add_row(values["measure"], value, ", ".join(named))
+            Console().print(table)
         if not trainer.fast_dev_run:
             folder.mkdir(parents=True, exist_ok=True)
             with whole(folder / "results.json") as part:
                 part.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _values(measure: Measure, metrics: dict[str, Tensor]) -> dict[str, Any]:
+    """A measure's part of the record."""
+    names = measure.baselines.items()
+    values = {
+        "measure": measure.name,
+        "unit": measure.unit,
+        "value": metrics[measure.metric].item(),
+        "baselines": {name: metrics[metric].item() for name, metric in names},
+    }
+    if f"{measure.metric}/interval" in metrics:
+        values["interval"] = metrics[f"{measure.metric}/interval"].item()
+        values["baseline_intervals"] = {name: metrics[f"{metric}/interval"].item() for name, metric in names}
+    return values
+
+
+def amounts(values: dict[str, Any]) -> list[str]:
+    """A measure's value and those of its baselines for a table: four digits, and half the 95 % interval if known."""
+    numbers = [values["value"], *values["baselines"].values()]
+    intervals = values.get("baseline_intervals", {})
+    halves = [values.get("interval"), *map(intervals.get, values["baselines"])]
+    texts = [f"{number:.1f}" if 1000 <= abs(number) < 100_000 else f"{number:.4g}" for number in numbers]
+    return [text if half is None else f"{text} ± {half:.2g}" for text, half in zip(texts, halves, strict=True)]
 
 
 class TensorBoardPictures(Callback):

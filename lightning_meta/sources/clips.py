@@ -3,7 +3,6 @@
 T is the number of frames, H and W their height and width in pixels. Frames are uint8, 0 black to 255 white.
 """
 
-import re
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from lightning_meta.errors import InputError
 from lightning_meta.files import whole
+from lightning_meta.sources.photos import picture_paths
 
 
 def read_clip(path: str | Path, max_frames: int | None = None) -> Tensor:
@@ -69,12 +69,8 @@ def _pictures(folder: Path, max_frames: int | None) -> list[tuple[str, Tensor]]:
     import numpy as np
     from PIL import Image
 
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg")]
-    paths = sorted((path for path in paths if not path.name.startswith(".")), key=_natural)
-    if not paths:
-        raise InputError(f"{folder} holds no PNG or JPG pictures: put the frames there, or give a video")
     named = []
-    for path in paths[:max_frames]:
+    for path in picture_paths(folder)[:max_frames]:
         try:
             with Image.open(path) as picture:
                 deep = picture.mode.startswith("I")  # 16 bits, which convert("L") would clip instead of scale
@@ -83,12 +79,6 @@ def _pictures(folder: Path, max_frames: int | None) -> list[tuple[str, Tensor]]:
             raise InputError(f"{path} cannot be decoded ({error}): replace or remove it") from error
         named.append((path.name, torch.from_numpy(grey.astype(np.uint8))))
     return named
-
-
-def _natural(path: Path) -> tuple:
-    # split at a group: text and numbers alternate, so like is compared with like; the name itself settles 01 and 1
-    parts = re.split(r"([0-9]+)", path.name)
-    return [int(part) if i % 2 else part.lower() for i, part in enumerate(parts)], path.name
 
 
 def _video(path: Path, max_frames: int | None) -> list[tuple[str, Tensor]]:

@@ -1,0 +1,3 @@
+from lightning_meta.learned_optimizers.optimizer import LearnedOptimizer
+
+__all__ = ["LearnedOptimizer"]

@@ -1,0 +1,43 @@
+"""Hand-made optimizers beside the learned one, each at the best learning rate of a grid.
+
+Shapes: B inner problems of n coordinates each.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightning_meta.learned_optimizers.unroll import Problems, loss_and_gradient
+
+# The paper's four, with the defaults of Torch7's optim, and momentum as everybody writes it today.
+RULES = {
+    "SGD": torch.optim.SGD,
+    "momentum": partial(torch.optim.SGD, momentum=0.9),
+    "NAG": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "RMSprop": partial(torch.optim.RMSprop, alpha=0.99, eps=1e-8),
+    "Adam": partial(torch.optim.Adam, betas=(0.9, 0.999), eps=1e-8),
+}
+
+
+def descend(rule: str, rate: float, problems: Problems, steps: int) -> tuple[Tensor, Tensor]:
+    """Minimises from the problems' start: losses (steps + 1, B) and the last theta (B, n).
+
+    These rules treat every coordinate alone, so that B problems are one tensor to them.
+    """
+    theta, losses = problems.start.clone(), []
+    optimizer = RULES[rule]([theta], lr=rate)
+    for t in range(steps + 1):
+        loss, theta.grad = loss_and_gradient(problems, theta, t)
+        losses.append(loss)
+        if t < steps:
+            optimizer.step()
+    return torch.stack(losses), theta
+
+
+def best_rate(rule: str, rates: Sequence[float], problems: Problems, steps: int) -> float:
+    """The rate with the lowest mean loss after ``steps`` steps, as the paper chooses it (section 3)."""
+    finals = {rate: descend(rule, rate, problems, steps)[0][-1].mean().item() for rate in rates}
+    return min(rates, key=lambda rate: finals[rate] if math.isfinite(finals[rate]) else math.inf)

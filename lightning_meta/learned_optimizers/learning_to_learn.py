@@ -1,0 +1,262 @@
+"""Meta-training of an optimizer (Andrychowicz et al. 2016), and its comparison with tuned hand-made ones.
+
+Shapes: B inner problems of n coordinates each; T inner steps.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from torch import Tensor
+from torchmetrics import CatMetric, MeanMetric
+
+from lightning_meta.curves import loss_curves
+from lightning_meta.errors import InputError
+from lightning_meta.figures import write_png
+from lightning_meta.learned_optimizers.baselines import RULES, best_rate, descend
+from lightning_meta.learned_optimizers.layers import LearnedRule
+from lightning_meta.learned_optimizers.unroll import (
+    Problems,
+    first_order_loss,
+    imitation_loss,
+    loss_and_gradient,
+    optimize,
+    second_order_loss,
+    unroll,
+)
+from lightning_meta.reports import Measure
+
+OURS = "learned optimizer"
+
+
+class LearningToLearn(LightningModule):
+    """Trains a recurrent network to be an optimizer: segments of ``MetaSchedule`` are chunks of an inner optimization.
+
+    An outer step runs the chunk, takes the sum of its losses, and changes the network so that they would have been
+    lower. Parameters and states are carried over to the next chunk, gradients are not.
+
+    Mixed precision changes nothing here: 20 units would not gain, and small updates would be lost.
+
+    Args:
+        hidden_size: Units of each LSTM layer (paper: 20).
+        num_layers: LSTM layers (paper: 2).
+        p: Of the gradients' preprocessing (paper: 10). None: none, as for the quadratics.
+        output_scale: Factor on the network's output (paper: 0.1 for MNIST, 1 elsewhere).
+        averaging_cells: Units of each layer that are averaged over all coordinates: the LSTM+GAC of appendix D.
+        separate_convolutions: One network for convolution kernels and one for all else (paper: for CIFAR-10).
+        second_order: Differentiate the inner gradients too (paper: no).
+        objective: ``sum`` of the losses along the way (paper), or of their logarithms ``log`` (Wichrowska et al. 2017,
+            section 3.4.1), which rewards small losses as they become smaller.
+        imitation_steps: So many outer steps at first imitate Adam along Adam's own path (Chen et al. 2020).
+        imitation_lr: Learning rate of that Adam.
+        lr: Learning rate of the outer Adam, which falls to zero along a cosine over ``trainer.max_steps`` if
+            ``lr_decay``.
+        lr_decay: See ``lr``.
+        baselines: Hand-made rules to compare with (SGD, momentum, NAG, RMSprop, Adam), each with the grid from which it
+            gets its best learning rate.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 20,
+        num_layers: int = 2,
+        p: float | None = 10.0,
+        output_scale: float = 0.1,
+        averaging_cells: int = 0,
+        separate_convolutions: bool = False,
+        second_order: bool = False,
+        objective: Literal["sum", "log"] = "sum",
+        imitation_steps: int = 0,
+        imitation_lr: float = 0.01,
+        lr: float = 1e-2,
+        lr_decay: bool = True,
+        baselines: dict[str, list[float]] = {  # noqa: B006 - never changed
+            "SGD": [1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0],
+            "momentum": [1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0],
+            "NAG": [1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0],
+            "RMSprop": [1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3],
+            "Adam": [1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0],
+        },
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        if unknown := [rule for rule, grid in baselines.items() if rule not in RULES or not grid]:
+            raise InputError(
+                f"model.baselines: {unknown[0]}: give some of {', '.join(RULES)}, each with learning rates"
+            )
+        if averaging_cells > hidden_size:
+            raise InputError(f"model.averaging_cells: {averaging_cells} of {hidden_size} units: choose fewer")
+        self.rule = LearnedRule(
+            separate_convolutions,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            p=p,
+            output_scale=output_scale,
+            averaging_cells=averaging_cells,
+        )
+        # theta, the rule's state, and the teacher's where there is one: what a chunk leaves to the next
+        self.carry: dict[str, Any] | None = None
+        # NaNs count: left out, as torchmetrics does by default, they would make a rule that diverges look better
+        self.final_loss, self.summed_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))
+        self.rates: dict[str, dict[str, float]] = {}  # of each test case, the rate that each baseline got
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _lr_factor(self, step: int) -> float:
+        if not self.hparams.lr_decay:
+            return 1.0
+        return 0.5 + 0.5 * math.cos(math.pi * min(1, step / self.trainer.max_steps))
+
+    def training_step(self, batch: Problems, batch_idx: int) -> Tensor:
+        if self.carry is None:
+            self.carry = {"theta": batch.start, "state": self.rule.start(len(batch.start), batch.shapes)}
+            if self.trainer.global_step < self.hparams.imitation_steps:
+                self.carry["teacher"] = self._teacher(batch.start.clone()).state_dict()
+        with torch.autocast(self.device.type, enabled=False):
+            loss, losses = self._imitate(batch) if "teacher" in self.carry else self._unroll(batch)
+        finite = losses.isfinite().all(0)
+        self.log("train/dropped_problems", (~finite).sum().float(), reduce_fx="sum")
+        self.log("train/loss", losses[:, finite].mean() if finite.any() else loss.detach(), prog_bar=True)
+        return loss
+
+    def _unroll(self, batch: Problems) -> tuple[Tensor, Tensor]:
+        """The chunk's outer loss and its inner losses (T + 1, B); leaves its end in the carry."""
+        theta, state, log = self.carry["theta"], self.carry["state"], self.hparams.objective == "log"
+        run = unroll(self.rule, batch, theta, state, batch.segment.start, batch.segment.stop)
+        self.carry = {"theta": run.theta, "state": run.state}
+        # A problem that left the numbers is dropped: it counts for nothing until its horizon ends.
+        if self.hparams.second_order:
+            loss = second_order_loss(self.rule, batch, run, theta, state, log)
+        else:
+            loss = first_order_loss(self.rule, run, state, batch.shapes, log)
+        return loss, run.losses
+
+    def _imitate(self, batch: Problems) -> tuple[Tensor, Tensor]:
+        """The same along the teacher's path."""
+        theta = self.carry["theta"].clone()
+        teacher = self._teacher(theta)
+        teacher.load_state_dict(self.carry["teacher"])
+        losses, gradients, updates = [], [], []
+        for t in range(batch.segment.start, batch.segment.stop):
+            before = theta.clone()
+            loss, theta.grad = loss_and_gradient(batch, theta, t)
+            teacher.step()
+            losses.append(loss)
+            gradients.append(theta.grad)
+            updates.append(theta - before)
+        loss, state = imitation_loss(
+            self.rule, torch.stack(gradients), torch.stack(updates), self.carry["state"], batch.shapes
+        )
+        self.carry = {"theta": theta, "state": state, "teacher": teacher.state_dict()}
+        return loss, torch.stack(losses)
+
+    def _teacher(self, theta: Tensor) -> torch.optim.Optimizer:
+        return torch.optim.Adam([theta], self.hparams.imitation_lr)
+
+    def validation_step(self, batch: Problems, batch_idx: int) -> None:
+        with torch.autocast(self.device.type, enabled=False):
+            losses, _ = optimize(self.rule, batch, batch.segment.stop)
+        self.final_loss.update(losses[-1])
+        self.summed_loss.update(losses[1:].sum(0))
+        self.log("val/final_loss", self.final_loss, prog_bar=True)
+        self.log("val/summed_loss", self.summed_loss)
+
+    def on_test_start(self) -> None:
+        self.curves = {case: {} for case in self.trainer.datamodule.cases}
+        for case in self.curves:
+            self._tune(case)
+
+    def _tune(self, case: str) -> None:
+        """Chooses every baseline's learning rate for a test case, on problems from the training data."""
+        if case in self.rates:
+            return
+        problems = self.trainer.datamodule.tuning_problems(case, self.device)
+        grids = self.hparams.baselines
+        self.rates[case] = {
+            rule: best_rate(rule, grid, problems, problems.segment.stop) for rule, grid in grids.items()
+        }
+        for rule, rate in self.rates[case].items():
+            if rate in (min(grids[rule]), max(grids[rule])) and len(grids[rule]) > 1:
+                rank_zero_warn(
+                    f"{case}: {rule} is best at {rate:g}, the edge of its grid: widen model.baselines.{rule}"
+                )
+
+    def test_step(self, batch: Problems, batch_idx: int, dataloader_idx: int = 0) -> None:
+        case = list(self.curves)[dataloader_idx]
+        for rule, (losses, _) in self.compare(batch, case).items():
+            metric = self.curves[case].setdefault(rule, CatMetric(nan_strategy="disable").to(self.device))
+            metric.update(losses.T)
+
+    def compare(self, batch: Problems, case: str | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+        """Minimises with the learned optimizer and with the tuned ones, from the same points.
+
+        Args:
+            batch: The problems.
+            case: The test case whose learning rates the tuned ones take. None: the first.
+
+        Returns:
+            By rule, ours first: losses (T + 1, B) and the last theta (B, n).
+        """
+        steps, case = batch.segment.stop, case or next(iter(self.trainer.datamodule.cases))
+        self._tune(case)
+        with torch.autocast(self.device.type, enabled=False):
+            return {OURS: optimize(self.rule, batch, steps)} | {
+                f"{rule} {rate:g}": descend(rule, rate, batch, steps) for rule, rate in self.rates[case].items()
+            }
+
+    def on_test_epoch_end(self) -> None:
+        measures, pictures = [], {}
+        for case, metrics in self.curves.items():
+            curves = {rule: metric.compute() for rule, metric in metrics.items()}  # (problems, T + 1) each
+            last = {rule: losses[:, -1] for rule, losses in curves.items()}
+            measures.append(self._measure(f"{case}, last loss", last | {"no step": curves[OURS][:, 0]}))
+            rival = min(list(last)[1:], key=lambda rule: last[rule].nan_to_num(math.inf, math.inf).mean(), default=OURS)
+            measures.append(self._measure(f"{case}, last loss less that of {rival}", {OURS: last[OURS] - last[rival]}))
+            if len(measures) == 2:  # the first case is the one that the optimizer was trained for
+                summed = {rule: losses[:, 1:].sum(1) for rule, losses in curves.items()}
+                measures.append(self._measure(f"{case}, sum of the losses", summed))
+                measures.append(self._measure(f"{case}, median last loss", last, torch.Tensor.median))
+            pictures[case] = self._draw(case, curves)
+        self.measure, *self.further_measures = measures
+        self._show(pictures)
+
+    def _measure(self, name: str, values: dict[str, Tensor], statistic: Any = torch.Tensor.mean) -> Measure:
+        """Logs a statistic of the problems' values (problems,), ours first, and the means' 95 % intervals."""
+        for rule, value in values.items():
+            self.log(f"test/{name}/{rule}", statistic(value))
+            if statistic is torch.Tensor.mean and len(value) > 1:
+                self.log(f"test/{name}/{rule}/interval", 1.96 * value.std() / len(value) ** 0.5)
+        ours, *others = values
+        return Measure(
+            name, self.trainer.datamodule.unit, f"test/{name}/{ours}", {r: f"test/{name}/{r}" for r in others}
+        )
+
+    def _draw(self, case: str, curves: dict[str, Tensor]) -> Tensor:
+        horizon = self.trainer.datamodule.hparams.steps
+        steps = len(next(iter(curves.values()))[0]) - 1
+        return loss_curves(curves, case, marks=[horizon] if steps > horizon else [])
+
+    @rank_zero_only
+    def _show(self, pictures: dict[str, Tensor]) -> None:
+        """Puts the figures of the test into the run's folder and into TensorBoard."""
+        for case, picture in pictures.items() if not self.trainer.fast_dev_run else ():
+            write_png(Path(self.logger.log_dir) / f"{case.replace(' ', '_')}.png", picture)
+            for logger in self.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(f"test/{case}", picture, self.global_step)
+
+    def pictures(self, batch: Problems) -> dict[str, Tensor]:
+        """The learned optimizer's curve on the batch beside those of the tuned ones, uint8 (3, H', W')."""
+        return {"curves": self._draw("validation", {rule: run[0].T for rule, run in self.compare(batch).items()})}
+
+    def predict_step(self, batch: Problems, batch_idx: int) -> dict[str, Tensor]:
+        """The same by file name."""
+        curves = {rule: losses.T for rule, (losses, _) in self.compare(batch).items()}
+        return {f"{batch.segment.problem:03d}_curves.png": self._draw("prediction", curves)}

@@ -1,0 +1,233 @@
+r"""Inner optimization with a learned rule, and what it says about the rule's weights.
+
+Shapes: B inner problems of n coordinates each; T inner steps; N coordinates in one call.
+
+A step changes theta by g, the rule's answer to the gradient :math:`\nabla_t = \nabla_\theta f(\theta_t)`
+(Andrychowicz et al. 2016, section 2): :math:`\theta_{t+1} = \theta_t + g_t`. The rule is trained on the sum of the
+losses along the way, :math:`L(\phi) = \sum_t w_t f(\theta_t)`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_meta.learned_optimizers.layers import LearnedRule, State, UpdateNetwork
+from lightning_meta.sampling import Segment
+
+TINY = 1e-20  # a loss whose logarithm is taken is at least this
+TILE = {"cpu": 640, "cuda": 1 << 16}  # coordinates whose unrolled states are in memory at once; 640 fit into a cache
+
+
+class Problems(Protocol):
+    """B inner problems with parameters of the same shapes."""
+
+    segment: Segment
+    start: Tensor  # theta_0, (B, n)
+    scale: Tensor | None  # (B, n): the rule sees f(scale * theta); None: f itself
+
+    @property
+    def shapes(self) -> Sequence[Sequence[int]]:
+        """Of the parameters whose coordinates, one after another, are theta."""
+
+    def loss(self, theta: Tensor, t: int) -> Tensor:
+        """Losses (B,) at theta (B, n) on what step t sees."""
+
+    def select(self, which: Tensor) -> "Problems":
+        """The problems where ``which`` (B,), bool, is true."""
+
+
+class Trajectory(NamedTuple):
+    """Steps ``start <= t < stop`` of B problems, and the point where they end."""
+
+    losses: Tensor  # (T + 1, B), of theta_start to theta_stop
+    gradients: Tensor  # (T + 1, B, n)
+    theta: Tensor  # theta_stop, (B, n)
+    state: dict[str, State]
+
+    @property
+    def finite(self) -> Tensor:
+        """Which problems have finite losses and gradients all the way, (B,), bool."""
+        return self.losses.isfinite().all(0) & self.gradients.isfinite().all(2).all(0)
+
+
+def loss_and_gradient(problems: Problems, theta: Tensor, t: int, graph: bool = False) -> tuple[Tensor, Tensor]:
+    """Losses (B,) and gradients (B, n) at theta (B, n), with their graph (second derivatives) or without."""
+    with torch.enable_grad():
+        theta = theta if graph else theta.detach().requires_grad_()
+        losses = problems.loss(theta if problems.scale is None else theta * problems.scale, t)
+        (gradient,) = torch.autograd.grad(losses.sum(), theta, create_graph=graph)
+    return (losses if graph else losses.detach()), gradient
+
+
+def unroll(
+    rule: LearnedRule,
+    problems: Problems,
+    theta: Tensor,
+    state: dict[str, State],
+    start: int,
+    stop: int,
+    graph: bool = False,
+) -> Trajectory:
+    """Runs the rule for steps ``start <= t < stop``.
+
+    Args:
+        rule: What writes the updates.
+        problems: What is minimised.
+        theta: Where step ``start`` begins, (B, n).
+        state: The rule's.
+        start: First step.
+        stop: One past the last step; the loss there is part of the trajectory, or the last update would teach nothing.
+        graph: Keep the graph through rule and problems; the first-order loss does not need it.
+    """
+    losses, gradients = [], []
+    with torch.set_grad_enabled(graph):
+        theta = theta.detach().requires_grad_() if graph else theta
+        for t in range(start, stop + 1):
+            loss, gradient = loss_and_gradient(problems, theta, t, graph)
+            losses.append(loss)
+            gradients.append(gradient)
+            if t < stop:
+                update, state = rule(gradient[None], state, problems.shapes)
+                theta = theta + update[0]
+    return Trajectory(torch.stack(losses), torch.stack(gradients), theta, state)
+
+
+def first_order_loss(
+    rule: LearnedRule, run: Trajectory, state: dict[str, State], shapes: Sequence[Sequence[int]], log: bool = False
+) -> Tensor:
+    r"""The outer loss, differentiable with the gradients nabla_t taken as constant.
+
+    That is the paper's simplification (section 2.1, the dashed edges of figure 2). Nothing but the update network has
+    to be differentiated then: with :math:`\theta_t = \theta_0 + \sum_{s<t} g_s`,
+
+    .. math:: dL/d\phi = \sum_s G_s \cdot dg_s/d\phi, \quad G_s = \sum_{t>s} w_t \nabla_t
+
+    and the g_s are what an LSTM answers to a sequence of known inputs: it is run over them once more, a tile of
+    coordinates at a time, so that memory does not grow with the number of steps times that of coordinates.
+
+    Args:
+        rule: The rule that made the trajectory.
+        run: From ``unroll``. A problem that is not finite counts as zero.
+        state: The rule's at the trajectory's start.
+        shapes: Of the problems' parameters.
+        log: Sum the losses' logarithms instead of the losses.
+
+    Returns:
+        The sum over time, mean over all problems.
+    """
+    finite = run.finite
+    losses = torch.where(finite, run.losses, 1.0)
+    gradients = torch.where(finite[:, None], run.gradients, 0.0)
+    weights = (losses >= TINY) / losses.clamp(min=TINY) if log else torch.ones_like(losses)
+    weights = weights * finite / len(finite)
+    after = (weights[..., None] * gradients).flip(0).cumsum(0).flip(0)[1:]  # G_s: what comes later than step s
+    loss = (losses.clamp(min=TINY).log() if log else losses * finite).sum() / len(finite)  # log 1 is zero, too
+    state = {name: [(h.nan_to_num(0, 0, 0), c.nan_to_num(0, 0, 0)) for h, c in s] for name, s in state.items()}
+    return _replay(rule, loss, gradients[:-1], after, state, shapes, _dot)
+
+
+def second_order_loss(
+    rule: LearnedRule, problems: Problems, run: Trajectory, theta: Tensor, state: dict[str, State], log: bool = False
+) -> Tensor:
+    """The same with the second derivatives of the problems: by plain autograd, through the finite ones once more."""
+    finite, segment = run.finite, problems.segment
+    if not finite.any():
+        return sum(0 * parameter.sum() for parameter in rule.parameters())
+    rows = {name: [tuple(_rows(x, finite) for x in layer) for layer in layers] for name, layers in state.items()}
+    again = unroll(rule, problems.select(finite), theta[finite], rows, segment.start, segment.stop, graph=True)
+    losses = again.losses.clamp(min=TINY).log() if log else again.losses
+    return losses.sum() / len(finite)
+
+
+def _rows(x: Tensor, which: Tensor) -> Tensor:
+    return x.unflatten(0, (len(which), -1))[which].flatten(0, 1)
+
+
+def imitation_loss(
+    rule: LearnedRule, gradients: Tensor, updates: Tensor, state: dict[str, State], shapes: Sequence[Sequence[int]]
+) -> tuple[Tensor, dict[str, State]]:
+    """How far the rule is from a teacher along the teacher's own path (Chen et al. 2020, section 3.2).
+
+    Args:
+        rule: The rule.
+        gradients: What the teacher saw, (T, B, n).
+        updates: What it did, (T, B, n).
+        state: The rule's before.
+        shapes: Of the problems' parameters.
+
+    Returns:
+        Half the squared difference, mean over coordinates and problems and sum over steps; the rule's state after.
+    """
+    with torch.no_grad():
+        own, after = rule(gradients, state, shapes)
+        loss = _squared(own, updates) / updates[0].numel()
+    scale = 1 / updates[0].numel()
+    return _replay(rule, loss, gradients, updates, state, shapes, _squared, scale), after
+
+
+def optimize(rule: LearnedRule, problems: Problems, steps: int) -> tuple[Tensor, Tensor]:
+    """Minimises with the rule from the problems' start: losses (steps + 1, B) and the last theta (B, n)."""
+    theta, state, losses = problems.start, rule.start(len(problems.start), problems.shapes), []
+    with torch.no_grad():
+        for t in range(steps + 1):
+            loss, gradient = loss_and_gradient(problems, theta, t)
+            losses.append(loss)
+            if t < steps:
+                update, state = rule(gradient[None], state, problems.shapes)
+                theta = theta + update[0]
+    return torch.stack(losses), theta
+
+
+def _dot(updates: Tensor, direction: Tensor) -> Tensor:
+    return (updates * direction).sum()
+
+
+def _squared(updates: Tensor, targets: Tensor) -> Tensor:
+    return 0.5 * (updates - targets).square().sum()
+
+
+def _replay(
+    rule: LearnedRule,
+    loss: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    state: dict[str, State],
+    shapes: Sequence[Sequence[int]],
+    cost: Callable[[Tensor, Tensor], Tensor],
+    scale: float = 1.0,
+) -> Tensor:
+    """``loss`` with the gradient of scale * cost(what the rule answers to the inputs, targets)."""
+    targets = rule.split(targets, shapes)
+    for name, part in rule.split(inputs, shapes).items():
+        network = rule.networks[name]
+        loss = _Replay.apply(
+            loss, network, part, targets[name], state[name], inputs.shape[1], cost, scale, *network.parameters()
+        )
+    return loss
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss, network, inputs, targets, state, problems, cost, scale, *parameters):
+        ctx.arguments = network, inputs, targets, state, problems, cost, scale
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        network, inputs, targets, state, problems, cost, scale = ctx.arguments
+        network: UpdateNetwork
+        parameters = list(network.parameters())
+        totals = [torch.zeros_like(parameter) for parameter in parameters]
+        coordinates = inputs.shape[1]
+        # averaging cells need all coordinates at once
+        tile = coordinates if network.averaging_cells else TILE.get(inputs.device.type, 1 << 16)
+        for i in range(0, coordinates, tile):
+            part = [(h[i : i + tile], c[i : i + tile]) for h, c in state]
+            with torch.enable_grad():
+                updates, _ = network(inputs[:, i : i + tile].contiguous(), part, problems)
+                gradients = torch.autograd.grad(cost(updates, targets[:, i : i + tile]), parameters)
+            for total, gradient in zip(totals, gradients, strict=True):
+                total += gradient
+        return grad_output, *[None] * 7, *(scale * grad_output * total for total in totals)
