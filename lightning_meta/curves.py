@@ -35,7 +35,7 @@ def loss_curves(
 
     What climbs above ten times the highest mean loss at step 0 leaves the page, so that a rule that diverges does not
     flatten the others. Where the mean is not finite the line stops; the band goes on, for it counts a problem that
-    diverged as one of the worst. What is below a tenth of the lowest mean, losses of zero among it, lies below the page.
+    diverged as one of the worst. What is below a tenth of the lowest mean lies below the page, losses of zero too.
 
     Args:
         curves: The losses by name, each (problems, steps + 1), with problems and steps of its own, on any device and in
