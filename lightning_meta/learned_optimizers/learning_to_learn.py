@@ -21,6 +21,7 @@ from lightning_meta.learned_optimizers.baselines import RULES, best_rate, descen
 from lightning_meta.learned_optimizers.layers import LearnedRule
 from lightning_meta.learned_optimizers.unroll import (
     Problems,
+    Trajectory,
     first_order_loss,
     imitation_loss,
     loss_and_gradient,
@@ -51,7 +52,8 @@ class LearningToLearn(LightningModule):
         second_order: Differentiate the inner gradients too (paper: no).
         objective: ``sum`` of the losses along the way (paper), or of their logarithms ``log`` (Wichrowska et al. 2017,
             section 3.4.1), which rewards small losses as they become smaller.
-        imitation_steps: So many outer steps at first imitate Adam along Adam's own path (Chen et al. 2020).
+        imitation_steps: Trajectories that begin before this outer step imitate Adam along Adam's own path (Chen et al.
+            2020).
         imitation_lr: Learning rate of that Adam.
         lr: Learning rate of the outer Adam, which falls to zero along a cosine over ``trainer.max_steps`` if
             ``lr_decay``.
@@ -120,14 +122,13 @@ class LearningToLearn(LightningModule):
             if self.trainer.global_step < self.hparams.imitation_steps:
                 self.carry["teacher"] = self._teacher(batch.start.clone()).state_dict()
         with torch.autocast(self.device.type, enabled=False):
-            loss, losses = self._imitate(batch) if "teacher" in self.carry else self._unroll(batch)
-        finite = losses.isfinite().all(0)
+            loss, losses, finite = self._imitate(batch) if "teacher" in self.carry else self._unroll(batch)
         self.log("train/dropped_problems", (~finite).sum().float(), reduce_fx="sum")
         self.log("train/loss", losses[:, finite].mean() if finite.any() else loss.detach(), prog_bar=True)
         return loss
 
-    def _unroll(self, batch: Problems) -> tuple[Tensor, Tensor]:
-        """The chunk's outer loss and its inner losses (T + 1, B); leaves its end in the carry."""
+    def _unroll(self, batch: Problems) -> tuple[Tensor, Tensor, Tensor]:
+        """The chunk's outer loss, inner losses (T + 1, B) and which problems are finite; moves the carry to its end."""
         theta, state, log = self.carry["theta"], self.carry["state"], self.hparams.objective == "log"
         run = unroll(self.rule, batch, theta, state, batch.segment.start, batch.segment.stop)
         self.carry = {"theta": run.theta, "state": run.state}
@@ -136,9 +137,9 @@ class LearningToLearn(LightningModule):
             loss = second_order_loss(self.rule, batch, run, theta, state, log)
         else:
             loss = first_order_loss(self.rule, run, state, batch.shapes, log)
-        return loss, run.losses
+        return loss, run.losses, run.finite
 
-    def _imitate(self, batch: Problems) -> tuple[Tensor, Tensor]:
+    def _imitate(self, batch: Problems) -> tuple[Tensor, Tensor, Tensor]:
         """The same along the teacher's path."""
         theta = self.carry["theta"].clone()
         teacher = self._teacher(theta)
@@ -151,11 +152,13 @@ class LearningToLearn(LightningModule):
             losses.append(loss)
             gradients.append(theta.grad)
             updates.append(theta - before)
-        loss, state = imitation_loss(
-            self.rule, torch.stack(gradients), torch.stack(updates), self.carry["state"], batch.shapes
+        run = Trajectory(torch.stack(losses), torch.stack(gradients), theta, self.carry["state"])
+        gradients, updates = (
+            torch.where(run.finite[:, None], values, 0.0) for values in (run.gradients, torch.stack(updates))
         )
+        loss, state = imitation_loss(self.rule, gradients, updates, run.state, batch.shapes)
         self.carry = {"theta": theta, "state": state, "teacher": teacher.state_dict()}
-        return loss, torch.stack(losses)
+        return loss, run.losses, run.finite
 
     def _teacher(self, theta: Tensor) -> torch.optim.Optimizer:
         return torch.optim.Adam([theta], self.hparams.imitation_lr)
@@ -247,7 +250,7 @@ class LearningToLearn(LightningModule):
     def _show(self, pictures: dict[str, Tensor]) -> None:
         """Puts the figures of the test into the run's folder and into TensorBoard."""
         for case, picture in pictures.items() if not self.trainer.fast_dev_run else ():
-            write_png(Path(self.logger.log_dir) / f"{case.replace(' ', '_')}.png", picture)
+            write_png(Path(self.logger.log_dir) / f"{case.replace(' ', '_').replace('/', '_')}.png", picture)
             for logger in self.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image(f"test/{case}", picture, self.global_step)

@@ -8,15 +8,13 @@ from torch import nn
 
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.data import (
-    ClassificationSet,
     DigitProblems,
-    OneQuadratic,
     PictureProblems,
     QuadraticProblems,
-    QuadraticSet,
     only,
     own_pictures,
 )
+from lightning_meta.learned_optimizers.problem_sets import ClassificationSet, OneQuadratic, QuadraticSet
 from lightning_meta.learned_optimizers.unroll import loss_and_gradient
 from lightning_meta.sampling import Segment
 from lightning_meta.sources import cifar, digits

@@ -8,8 +8,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers import learning_to_learn as module
-from lightning_meta.learned_optimizers.data import QuadraticProblems, QuadraticSet
+from lightning_meta.learned_optimizers.data import QuadraticProblems
 from lightning_meta.learned_optimizers.learning_to_learn import LearningToLearn
+from lightning_meta.learned_optimizers.problem_sets import QuadraticSet
 from lightning_meta.learned_optimizers.unroll import optimize, unroll
 from lightning_meta.schedule import MetaSchedule
 

@@ -1,0 +1,145 @@
+"""Where inner problems come from: endless sets of which every problem is a function of its number.
+
+Shapes: B problems of n coordinates each; minibatches of M images.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from lightning_meta.errors import InputError
+from lightning_meta.learned_optimizers.problems import Classification, Quadratics
+from lightning_meta.learned_optimizers.unroll import Problems
+from lightning_meta.sampling import Key, Segment, evaluation_keys, generator
+
+SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 2, "tune": 3}
+
+
+class Drawn(NamedTuple):
+    """What a loader draws: numbers that ``ProblemSet.problems`` makes B problems of, on the device."""
+
+    set_name: str
+    arrays: tuple[Tensor, ...]  # (B, ...) each
+    start: Tensor  # theta_0, (B, n)
+    scale: Tensor | None  # (B, n)
+    segment: Segment
+
+
+class ProblemSet(Dataset[tuple[list[np.ndarray], Segment]]):
+    """An endless supply of problems; number `i` is a function of (seed, split, i).
+
+    Args:
+        name: Begins with the split: ``train``, ``val``, ``test`` or ``tune``.
+        seed: Of the training problems; the others are the same for every seed.
+        coordinates: n.
+        start_std: Standard deviation of theta_0. None: a subclass has its own start.
+        scaling: Width r of the random scaling: each coordinate is stretched by exp(u), u uniform in [-r, r].
+    """
+
+    def __init__(self, name: str, seed: int, coordinates: int, start_std: float | None, scaling: float = 0.0):
+        split = name.split("/")[0]
+        self.name, self.key = name, (seed if split == "train" else 0, SPLITS[split])
+        self.coordinates, self.start_std, self.scaling = coordinates, start_std, scaling
+
+    def __getitem__(self, key: Key) -> tuple[list[np.ndarray], Segment]:
+        index, segment = key
+        random = generator(*self.key, index)
+        start = self.draw_start(random)
+        # Lv et al. 2017, section 4.2: f(c * theta) from theta_0 / c is the same problem in other units.
+        scale = np.exp(random.uniform(-self.scaling, self.scaling, self.coordinates)) if self.scaling else None
+        start, scale = (start, []) if scale is None else (start / scale, [scale.astype(np.float32)])
+        return [start.astype(np.float32), *scale, *self.draw(random, segment)], segment
+
+    def draw_start(self, random: np.random.Generator) -> np.ndarray:
+        """theta_0, (n,)."""
+        return self.start_std * random.standard_normal(self.coordinates)
+
+    def draw(self, random: np.random.Generator, segment: Segment) -> list[np.ndarray]:
+        """What else a problem is made of."""
+        raise NotImplementedError
+
+    def problems(self, drawn: Drawn) -> Problems:
+        """The drawn problems, on the device where ``drawn`` is."""
+        raise NotImplementedError
+
+    def collate(self, samples: list[tuple[list[np.ndarray], Segment]]) -> Drawn:
+        """Joins samples of one segment."""
+        columns = [torch.from_numpy(np.stack(column)) for column in zip(*(s for s, _ in samples), strict=True)]
+        start, *arrays = columns
+        scale = arrays.pop(0) if self.scaling else None
+        return Drawn(self.name, tuple(arrays), start, scale, samples[0][1])
+
+    def batch(self, count: int, steps: int, device: torch.device) -> Problems:
+        """The first ``count`` problems, whole."""
+        drawn = self.collate([self[key] for key in evaluation_keys(count, steps)])
+        move = [None if value is None else value.to(device) for value in (drawn.start, drawn.scale)]
+        arrays = tuple(array.to(device) for array in drawn.arrays)
+        return self.problems(Drawn(drawn.set_name, arrays, *move, drawn.segment))
+
+
+class QuadraticSet(ProblemSet):
+    """W and y with independent Gaussian entries, or uniform in [0, 1] as in the authors' code."""
+
+    def __init__(self, name: str, seed: int, dimension: int, entries: str, start_std: float, scaling: float = 0.0):
+        super().__init__(name, seed, dimension, start_std, scaling)
+        self.entries = entries
+
+    def draw(self, random: np.random.Generator, segment: Segment) -> list[np.ndarray]:
+        n = self.coordinates
+        draw = random.standard_normal if self.entries == "normal" else random.random
+        return [draw((n, n)).astype(np.float32), draw(n).astype(np.float32)]
+
+    def problems(self, drawn: Drawn) -> Quadratics:
+        return Quadratics(*drawn.arrays, drawn.start, drawn.scale, drawn.segment)
+
+
+class OneQuadratic(QuadraticSet):
+    """A user's W (n, n) and y (n,), from many starting points."""
+
+    def __init__(self, name: str, path: str, start_std: float):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                self.W, self.y = (arrays[key].astype(np.float32, casting="same_kind") for key in ("W", "y"))
+        except Exception as error:  # over a damaged file NumPy raises all sorts
+            raise InputError(f"{path} is not an .npz file with arrays W and y ({error}): save one with np.savez") from (
+                error
+            )
+        if self.y.ndim != 1 or self.W.shape != (len(self.y), len(self.y)) or not len(self.y):
+            raise InputError(f"{path}: W is {self.W.shape} and y {self.y.shape}: they must be (n, n) and (n,)")
+        if not np.isfinite(self.W).all() or not np.isfinite(self.y).all():
+            raise InputError(f"{path}: W and y must be finite")
+        super().__init__(name, 0, len(self.y), "normal", start_std)
+
+    def draw(self, random: np.random.Generator, segment: Segment) -> list[np.ndarray]:
+        return [self.W, self.y]
+
+
+class ClassificationSet(ProblemSet):
+    """Networks with random weights, each with minibatches of its own; the images stay on the device."""
+
+    def __init__(
+        self,
+        name: str,
+        seed: int,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        minibatch: int,
+        start_std: float,
+        scaling: float = 0.0,
+    ):
+        super().__init__(name, seed, sum(p.numel() for p in network.parameters()), start_std, scaling)
+        self.network, self.images, self.labels, self.minibatch = network, images, labels, minibatch
+
+    def draw(self, random: np.random.Generator, segment: Segment) -> list[np.ndarray]:
+        indices = random.integers(len(self.images), size=(segment.stop + 1, self.minibatch))  # the same from the start
+        return [indices[segment.start :]]
+
+    def problems(self, drawn: Drawn) -> Classification:
+        self.images, self.labels = self.images.to(drawn.start.device), self.labels.to(drawn.start.device)
+        return Classification(
+            self.network, self.images, self.labels, *drawn.arrays, drawn.start, drawn.scale, drawn.segment
+        )
