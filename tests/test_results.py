@@ -3,9 +3,11 @@ import json
 import pytest
 
 from lightning_meta.errors import InputError
-from lightning_meta.results import experiments, fill, main
+from lightning_meta.results import details, experiments, fill, main
 
 RECORD = {
+    "measure": "cross-entropy",
+    "unit": "nats",
     "value": 123.45,
     "baselines": {"nothing": 200.0},
     "data": "MNIST",
@@ -32,9 +34,9 @@ def test_rows_without_a_record_say_so(folder):
     (folder / "one.json").write_text(json.dumps(RECORD))
     lines = experiments(folder).splitlines()
     assert lines[2] == (
-        "| `one` | default | nats | 99 | **123.5** | nothing 200.0 | MNIST, 1,000 samples | 2,000, seed 3 | "
+        "| `one` | default | nats | 99 | **123.5** | nothing 200 | MNIST, 1,000 samples | 2,000, seed 3 | "
         "a machine, 32-true, 2 min |"
-    ).replace("123.5", f"{123.45:.1f}")
+    )
     assert "not run" in lines[3]
 
 
@@ -44,8 +46,25 @@ def test_records_that_cannot_be_shown_are_named(folder):
         experiments(folder)
     (folder / "two.json").unlink()
     (folder / "one.json").write_text("{}")
-    with pytest.raises(InputError, match=r"one.json is not a record of a test: it has no 'value'"):
+    with pytest.raises(InputError, match=r"one.json is not a record of a test: it has no 'measure'"):
         experiments(folder)
+
+
+def test_details_show_every_measure_with_its_interval(folder):
+    further = {
+        "measure": "longer",
+        "unit": "nats",
+        "value": 0.123456,
+        "interval": 0.0234,
+        "baselines": {"Adam": 12345.6},
+    }
+    further["baseline_intervals"] = {"Adam": 100.0}
+    (folder / "one.json").write_text(json.dumps(RECORD | {"further": [further]}))
+    assert details(folder, "on").splitlines()[2:] == [
+        "| `one` | cross-entropy, nats | **123.5** | nothing 200 |",
+        "| `one` | longer, nats | **0.1235 ± 0.023** | Adam 12345.6 ± 1e+02 |",
+    ]
+    assert len(details(folder, "two").splitlines()) == 2
 
 
 def test_filling_keeps_what_is_around():

@@ -98,9 +98,9 @@ class InnerProblems(LightningDataModule):
         """Inner steps of a test case."""
         return self.cases[case].get("steps", self.hparams.steps)
 
-    def tuning_problems(self, case: str, device: torch.device) -> Problems:
-        """Problems from the training data on which to choose the learning rates of a test case."""
-        return self.sets[f"tune/{case}"].batch(self.hparams.tune_problems, self.case_steps(case), device)
+    def tuning_problems(self, case: str, like: Tensor) -> Problems:
+        """Problems from the training data on which to choose the learning rates of a test case, where ``like`` is."""
+        return self.sets[f"tune/{case}"].batch(self.hparams.tune_problems, self.case_steps(case), like)
 
     def train_dataloader(self) -> DataLoader:
         if self.train_batches is None:

@@ -50,8 +50,8 @@ class LearningToLearn(LightningModule):
         averaging_cells: Units of each layer that are averaged over all coordinates: the LSTM+GAC of appendix D.
         separate_convolutions: One network for convolution kernels and one for all else (paper: for CIFAR-10).
         second_order: Differentiate the inner gradients too (paper: no).
-        objective: ``sum`` of the losses along the way (paper), or of their logarithms ``log`` (Wichrowska et al. 2017,
-            section 3.4.1), which rewards small losses as they become smaller.
+        objective: ``sum`` of the losses along the way (paper), or of their logarithms ``log`` (Wichrowska et al. 2017),
+            which rewards small losses as they become smaller.
         imitation_steps: Trajectories that begin before this outer step imitate Adam along Adam's own path (Chen et al.
             2020).
         imitation_lr: Learning rate of that Adam.
@@ -180,7 +180,7 @@ class LearningToLearn(LightningModule):
         """Chooses every baseline's learning rate for a test case, on problems from the training data."""
         if case in self.rates:
             return
-        problems = self.trainer.datamodule.tuning_problems(case, self.device)
+        problems = self.trainer.datamodule.tuning_problems(case, next(self.parameters()))
         grids = self.hparams.baselines
         self.rates[case] = {
             rule: best_rate(rule, grid, problems, problems.segment.stop) for rule, grid in grids.items()

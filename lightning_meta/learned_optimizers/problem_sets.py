@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -48,7 +49,7 @@ class ProblemSet(Dataset[tuple[list[np.ndarray], Segment]]):
         index, segment = key
         random = generator(*self.key, index)
         start = self.draw_start(random)
-        # Lv et al. 2017, section 4.2: f(c * theta) from theta_0 / c is the same problem in other units.
+        # Lv et al. 2017: f(c * theta) from theta_0 / c is the same problem in other units.
         scale = np.exp(random.uniform(-self.scaling, self.scaling, self.coordinates)) if self.scaling else None
         start, scale = (start, []) if scale is None else (start / scale, [scale.astype(np.float32)])
         return [start.astype(np.float32), *scale, *self.draw(random, segment)], segment
@@ -72,12 +73,12 @@ class ProblemSet(Dataset[tuple[list[np.ndarray], Segment]]):
         scale = arrays.pop(0) if self.scaling else None
         return Drawn(self.name, tuple(arrays), start, scale, samples[0][1])
 
-    def batch(self, count: int, steps: int, device: torch.device) -> Problems:
-        """The first ``count`` problems, whole."""
+    def batch(self, count: int, steps: int, like: Tensor) -> Problems:
+        """The first ``count`` problems, whole, where ``like`` is and in its precision."""
         drawn = self.collate([self[key] for key in evaluation_keys(count, steps)])
-        move = [None if value is None else value.to(device) for value in (drawn.start, drawn.scale)]
-        arrays = tuple(array.to(device) for array in drawn.arrays)
-        return self.problems(Drawn(drawn.set_name, arrays, *move, drawn.segment))
+        return self.problems(
+            apply_to_collection(drawn, Tensor, lambda x: x.to(like) if x.is_floating_point() else x.to(like.device))
+        )
 
 
 class QuadraticSet(ProblemSet):

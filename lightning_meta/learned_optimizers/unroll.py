@@ -149,7 +149,7 @@ def _rows(x: Tensor, which: Tensor) -> Tensor:
 def imitation_loss(
     rule: LearnedRule, gradients: Tensor, updates: Tensor, state: dict[str, State], shapes: Sequence[Sequence[int]]
 ) -> tuple[Tensor, dict[str, State]]:
-    """How far the rule is from a teacher along the teacher's own path (Chen et al. 2020, section 3.2).
+    """How far the rule is from a teacher along the teacher's own path (Chen et al. 2020).
 
     Args:
         rule: The rule.

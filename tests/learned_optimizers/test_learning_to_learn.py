@@ -1,3 +1,4 @@
+import json
 import math
 import warnings
 
@@ -6,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+from lightning_meta.cli import main
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers import learning_to_learn as module
 from lightning_meta.learned_optimizers.data import QuadraticProblems
@@ -13,6 +15,7 @@ from lightning_meta.learned_optimizers.learning_to_learn import LearningToLearn
 from lightning_meta.learned_optimizers.problem_sets import QuadraticSet
 from lightning_meta.learned_optimizers.unroll import optimize, unroll
 from lightning_meta.schedule import MetaSchedule
+from tests.conftest import arguments
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -20,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
 ]
-CPU = torch.device("cpu")
+CPU = torch.empty(0)  # float32 there
 
 
 class Notes(Callback):
@@ -306,3 +309,19 @@ def test_rules_are_compared_from_the_same_points(tmp_path):
     logged = trainer.callback_metrics
     ours = [value for name, value in logged.items() if name.endswith(f"last loss/{module.OURS}")]
     torch.testing.assert_close(ours[0], run.losses[-1].mean())
+
+
+def test_the_record_holds_every_case_with_intervals_and_its_figure(tmp_path):
+    main(["fit", *arguments("l2l_quadratic", tmp_path)])
+    folder = tmp_path / "l2l_quadratic"
+    record = json.loads((folder / "results.json").read_text())
+    rules = record["baselines"].keys()
+    assert {rule.split()[0] for rule in rules} == {"SGD", "Adam", "no"}
+    assert record["interval"] > 0
+    assert record["baseline_intervals"].keys() == rules
+    further = {values["measure"]: values for values in record["further"]}
+    assert [name.split(",")[0] for name in further] == ["10 steps"] * 3 + ["longer"] * 2 + ["larger"] * 2
+    best = min((rule for rule in rules if rule != "no step"), key=lambda rule: record["baselines"][rule])
+    lead = further[f"10 steps, last loss less that of {best}"]
+    assert lead["value"] == pytest.approx(record["value"] - record["baselines"][best], abs=1e-5)
+    assert {path.name for path in folder.glob("*.png")} == {"10_steps.png", "longer.png", "larger.png"}
