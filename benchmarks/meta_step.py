@@ -125,5 +125,4 @@ def measure(setting: tuple[str, int, int], options: argparse.Namespace) -> list[
 
 def main(arguments: list[str]) -> None:
     options = parse("meta_step", __doc__, arguments)
-    torch.set_flush_denormal(True)
     report("meta_step", [row for setting in SETTINGS for row in measure(setting, options)], options)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from lightning_meta.cli import prepare_processor
 from lightning_meta.reports import commit, cpu_name
 
 
@@ -22,6 +23,7 @@ def parse(name: str, description: str, arguments: list[str]) -> argparse.Namespa
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path, help="write the rows there, such as results/benchmarks/NAME.json")
     options = parser.parse_args(arguments)
+    prepare_processor()
     torch.set_num_threads(options.threads)
     return options
 
