@@ -106,7 +106,7 @@ def first_order_loss(
     .. math:: dL/d\phi = \sum_s G_s \cdot dg_s/d\phi, \quad G_s = \sum_{t>s} w_t \nabla_t
 
     and the g_s are what an LSTM answers to a sequence of known inputs: it is run over them once more, a tile of
-    coordinates at a time, so that its activations are never in memory for all steps and coordinates, only the gradients.
+    coordinates at a time, so that its activations are never in memory for all coordinates, only the gradients are.
 
     Args:
         rule: The rule that made the trajectory.
