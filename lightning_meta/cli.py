@@ -50,6 +50,12 @@ class MetaCLI(LightningCLI):
         parser.link_arguments("seed_everything", "schedule.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            parser.set_defaults(verbose=False)  # Record prints a table that says what is what
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.arguments = list(sys.argv[1:] if args is None else args)
         super().parse_arguments(parser, args)

@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from lightning_meta.checkpoints import read_checkpoint
 from lightning_meta.figures import write_png
-from lightning_meta.files import whole
-from lightning_meta.sources.clips import write_gif
+from lightning_meta.files import whole, write_text
+from lightning_meta.sources.clips import write_gif, write_mp4
 
 
 class Measure(NamedTuple):
@@ -130,10 +131,18 @@ class TensorBoardPictures(Callback):
 
 
 class PredictionWriter(Callback):
-    """Writes what ``predict_step`` returns, ``{file name: picture}``, into the run's ``predictions/``.
+    """Writes what ``predict_step`` returns, ``{file name: content}``, into the run's ``predictions/``.
 
-    A picture is uint8 (3, H, W) for ``.png`` and (T, 3, H, W) for ``.gif``.
+    The content is uint8 (3, H, W) for ``.png``, (T, 3, H, W) for ``.gif``, pictures one after another, which need not
+    fit into memory together, for ``.mp4``, and text for ``.txt``.
     """
+
+    writers = {  # noqa: RUF012 - never changed
+        ".png": write_png,
+        ".gif": write_gif,
+        ".mp4": partial(write_mp4, fps=25),
+        ".txt": write_text,
+    }
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.folder = Path(trainer.log_dir) / "predictions"
@@ -143,14 +152,13 @@ class PredictionWriter(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: dict[str, Tensor],
+        outputs: dict[str, Any],
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        for name, picture in outputs.items():
-            write = write_gif if name.endswith(".gif") else write_png
-            write(self.folder / name, picture)
+        for name, content in outputs.items():
+            self.writers[Path(name).suffix](self.folder / name, content)
 
 
 def device_name(trainer: Trainer) -> str:

@@ -10,6 +10,14 @@ import numpy as np
 from torch.utils.data import Sampler
 
 
+class Episode(NamedTuple):
+    """The shape of a few-shot problem."""
+
+    ways: int  # classes
+    shots: int  # exemplars of each class
+    queries: int  # further examples of each class
+
+
 class Segment(NamedTuple):
     """Inner steps ``start <= t < stop`` of inner problem number ``problem``: the reach of one outer step."""
 
@@ -17,6 +25,7 @@ class Segment(NamedTuple):
     start: int
     stop: int
     last: bool  # the problem ends with this segment
+    episode: Episode | None = None  # where the problem is one
 
 
 Key = tuple[int, Segment]  # what a data set's ``__getitem__`` gets: which sample, and which part of it
@@ -68,9 +77,11 @@ class SegmentSampler(Sampler[list[Key]]):
         return self.length
 
 
-def evaluation_keys(samples: int, horizon: int, rank: int = 0, world_size: int = 1) -> list[Key]:
+def evaluation_keys(
+    samples: int, horizon: int, rank: int = 0, world_size: int = 1, episode: Episode | None = None
+) -> list[Key]:
     """This rank's part of ``samples`` whole problems of ``horizon`` steps, in a fixed order, each on one rank."""
-    return [(index, Segment(index, 0, horizon, last=True)) for index in range(rank, samples, world_size)]
+    return [(index, Segment(index, 0, horizon, True, episode)) for index in range(rank, samples, world_size)]
 
 
 def ignore_interrupts(worker: int) -> None:

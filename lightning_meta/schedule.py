@@ -11,7 +11,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_meta.errors import InputError
-from lightning_meta.sampling import Segment, SegmentSampler, seed_of
+from lightning_meta.sampling import Episode, Segment, SegmentSampler, seed_of
 
 Curriculum = int | list[list[int]] | None
 
@@ -29,23 +29,42 @@ class MetaSchedule(Callback):
         unroll: Inner steps that are differentiated through in one outer step: the truncation of back-propagation.
             None: the whole horizon.
         horizon: Inner steps before a fresh inner problem is drawn. None: the state runs on, as along a text.
+        ways: Classes of an episode. Where it is given, every outer step is one batch of whole episodes.
+        shots: Exemplars of each class.
+        queries: Further examples of each class.
         seed: Seed of the random numbers that modules draw in training (dropout, noise).
 
     Raises:
-        InputError: For a value below 1, a curriculum that does not rise from outer step 0, neither value given, or a
-            loss that is not finite.
+        InputError: For a value below 1, a curriculum that does not rise from outer step 0, none of unroll, horizon and
+            ways given, ways beside one of the others, or a loss that is not finite.
     """
 
-    def __init__(self, unroll: Curriculum = None, horizon: Curriculum = None, seed: int = 0):
-        if unroll is None and horizon is None:
-            raise InputError("schedule: give unroll, horizon or both: with neither, an outer step would never end")
+    def __init__(
+        self,
+        unroll: Curriculum = None,
+        horizon: Curriculum = None,
+        ways: Curriculum = None,
+        shots: Curriculum = 1,
+        queries: Curriculum = 1,
+        seed: int = 0,
+    ):
+        if (unroll is None and horizon is None) == (ways is None):
+            raise InputError(
+                "schedule: give unroll, horizon or both, or else the ways of episodes: one of them says where an outer "
+                "step ends"
+            )
         self.unroll, self.horizon, self.seed = _stages("unroll", unroll), _stages("horizon", horizon), seed
+        shape = {"ways": ways, "shots": shots, "queries": queries}
+        self.episode = [_stages(name, value) for name, value in shape.items()] if ways else None
         self.batch = 0  # training batches done: all that has to be remembered about the data
         self.carries: list[Any] = []  # one a rank, from a checkpoint
 
     def segments(self) -> Iterator[Segment]:
         """The segments of outer steps 0, 1, 2, ..., without end."""
         step = problem = 0
+        while self.episode:
+            yield Segment(step, 0, 1, True, Episode(*(_value(stages, step) for stages in self.episode)))
+            step += 1
         while True:
             start, end = 0, _value(self.horizon, step)
             while end is None or start < end:

@@ -187,7 +187,7 @@ class VideoPrediction(LightningModule):
 
     def forward(self, batch: Clips, state: FrameState | None = None) -> tuple[Tensor, Tensor, FrameState]:
         """Runs the batch's segment; see ``FramePredictor.forward``."""
-        _, start, stop, _ = batch.segment
+        start, stop = batch.segment.start, batch.segment.stop
         if stop < self.hparams.input_frames:
             raise InputError(
                 f"steps {start} to {stop - 1} predict nothing, the first {self.hparams.input_frames} frames being "

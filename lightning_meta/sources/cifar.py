@@ -3,16 +3,11 @@
 N is the number of pictures, s their height and width in pixels. Pictures are (N, 3, s, s), uint8, red, green and blue.
 """
 
-import contextlib
-import http.client
 import io
 import os
 import pickle
-import shutil
-import socket
 import stat
 import tarfile
-import tempfile
 import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,6 +19,7 @@ from torch import Tensor
 
 from lightning_meta.errors import InputError
 from lightning_meta.sources.digits import small_digits
+from lightning_meta.sources.download import download
 from lightning_meta.sources.photos import bundled_photographs, decode, is_picture
 
 _FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
@@ -73,27 +69,10 @@ def download_cifar10(root: str | Path) -> None:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import download_url
 
-    try:
-        os.makedirs(root, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".download-", dir=root))  # the same disk, so that a move is atomic
-    except OSError as error:
-        raise InputError(
-            f"cannot write CIFAR-10 to {root} ({error.strerror}): choose a folder you can write to"
-        ) from error
-    timeout = socket.getdefaulttimeout()
-    try:
-        socket.setdefaulttimeout(10)  # torchvision sets none and would wait for ever behind a silent firewall
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # progress bars
-            download_url(CIFAR10.url, folder, _ARCHIVE, CIFAR10.tgz_md5)  # the class itself would unpack it, too
-        os.replace(folder / _ARCHIVE, Path(root) / _ARCHIVE)
-    except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
-        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
-        raise InputError(
-            f"CIFAR-10 could not be downloaded to {root} ({reason}): {_HOW_TO_GET} by hand and put it there"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-        shutil.rmtree(folder, ignore_errors=True)
+    def fetch(folder: Path) -> None:
+        download_url(CIFAR10.url, folder, _ARCHIVE, CIFAR10.tgz_md5)  # the class itself would unpack it, too
+
+    download("CIFAR-10", fetch, [_ARCHIVE], root, f"{_HOW_TO_GET} by hand and put it there")
 
 
 def class_folders(path: str | Path, size: int = 32, split: str | None = None) -> tuple[Tensor, Tensor, list[str]]:
@@ -217,7 +196,7 @@ def _contents(root: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
                 raise InputError(f"{path}: cannot be read ({error.strerror}): put CIFAR-10's file there") from error
     elif os.path.lexists(archive):
         members = [PurePosixPath(_FOLDER, name) for name in names]
-        found = dict(_members(archive, members.__contains__))
+        found = dict(archive_members(archive, members.__contains__))
         for member in members:
             if found.get(member) is None:
                 raise InputError(f"{archive}: {member} is missing: {_AGAIN}")
@@ -305,7 +284,7 @@ def _from_archive(path: Path, split: str | None) -> dict[str, dict[str, bytes]]:
         return is_picture(name) and (len(name.parts) == 2 or (len(name.parts) == 3 and name.parts[0] == split))
 
     below, top = {}, {}  # below the folder of the split; without it
-    for name, content in _members(path, wanted):
+    for name, content in archive_members(path, wanted):
         inside = split is not None and name.parts[:1] == (split,)
         classes, parts = (below, name.parts[1:]) if inside else (top, name.parts)
         if len(parts) == 2 - (content is None) and not parts[0].startswith((".", "__MACOSX")):
@@ -315,8 +294,14 @@ def _from_archive(path: Path, split: str | None) -> dict[str, dict[str, bytes]]:
     return below or top
 
 
-def _members(path: Path, wanted: Callable[[PurePosixPath], bool]) -> Iterator[tuple[PurePosixPath, bytes | None]]:
-    """Yields an archive's folders (None) and the contents of the wanted files, but no links; writes nothing."""
+def archive_members(
+    path: Path, wanted: Callable[[PurePosixPath], bool]
+) -> Iterator[tuple[PurePosixPath, bytes | None]]:
+    """Yield an archive's folders (None) and the contents of the wanted files, but no links; writes nothing.
+
+    Raises:
+        InputError: If the archive is damaged, encrypted, no .zip or .tar, or holds paths outside of it or huge files.
+    """
     try:
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:

@@ -1,8 +1,11 @@
-"""A user's own clip as grey frames: a video, an animated GIF or a folder of pictures.
+"""A clip's frames: those of a user's video, animated GIF or folder of pictures, and files written from frames.
 
 T is the number of frames, H and W their height and width in pixels. Frames are uint8, 0 black to 255 white.
 """
 
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from lightning_meta.errors import InputError
 from lightning_meta.files import whole
-from lightning_meta.sources.photos import picture_paths
+from lightning_meta.sources.photos import decode, picture_paths
 
 
 def read_clip(path: str | Path, max_frames: int | None = None) -> Tensor:
@@ -28,20 +31,25 @@ def read_clip(path: str | Path, max_frames: int | None = None) -> Tensor:
         InputError: If the path is missing or a single picture, holds no frames, cannot be decoded, or its frames
             differ in size.
     """
-    path = Path(path).absolute()  # ffmpeg takes "a:b.gif" for a protocol, "/home/a:b.gif" for a file
     if max_frames is not None and max_frames < 1:
         raise InputError(f"max_frames is {max_frames}: ask for at least 1")
-    if not path.exists():
-        raise InputError(f"{path} does not exist: give a video, a GIF or a folder of PNG or JPG pictures")
-    named = _pictures(path, max_frames) if path.is_dir() else _video(path, max_frames)
-    first = named[0][1].shape
-    for name, frame in named:
-        if frame.shape != first:
-            raise InputError(
-                f"{path}: {named[0][0]} is {first[1]}x{first[0]} pixels and {name} is {frame.shape[1]}x"
-                f"{frame.shape[0]}: make all frames one size"
-            )
-    return torch.stack([frame for _, frame in named])
+    return torch.stack(list(islice(_frames(path, grey=True), max_frames)))
+
+
+def read_frames(path: str | Path) -> Iterator[Tensor]:
+    """Read the frames of a clip one after another, in colour; only the last one is held in memory.
+
+    Args:
+        path: As for ``read_clip``.
+
+    Yields:
+        Frames (3, H, W), uint8, red, green and blue; at least one, all of one size.
+
+    Raises:
+        InputError: As ``read_clip``, but not before the frame in question is asked for.
+    """
+    for frame in _frames(path, grey=False):
+        yield frame.movedim(-1, 0).contiguous()
 
 
 def write_gif(path: str | Path, frames: Tensor, fps: float = 10) -> None:
@@ -65,25 +73,73 @@ def write_gif(path: str | Path, frames: Tensor, fps: float = 10) -> None:
         )
 
 
-def _pictures(folder: Path, max_frames: int | None) -> list[tuple[str, Tensor]]:
+def write_mp4(path: str | Path, frames: Iterable[Tensor], fps: float) -> None:
+    """Write an MP4 video, whole or not at all: H.264, or MPEG-4 part 2 where this ffmpeg has no encoder for it.
+
+    Args:
+        path: File to write; a file already there is replaced.
+        frames: (3, H, W), uint8, all of one size; at least one. They are taken one after another, so that a long video
+            need not fit into memory. Both formats want even sizes: an odd one gets its last row or column twice.
+        fps: Frames a second.
+
+    Raises:
+        InputError: If there are no frames or the file cannot be written, and whatever taking a frame raises.
+    """
+    import av
     import numpy as np
-    from PIL import Image
 
-    named = []
-    for path in picture_paths(folder)[:max_frames]:
+    frames = iter(frames)
+    first = next(frames, None)  # before anything is written
+    if first is None:
+        raise InputError(f"{path} would have no frames in it: give at least one")
+    H, W = first.shape[1:]
+    with whole(path) as part:
         try:
-            with Image.open(path) as picture:
-                deep = picture.mode.startswith("I")  # 16 bits, which convert("L") would clip instead of scale
-                grey = np.array(picture) >> 8 if deep else np.array(picture.convert("L"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path} cannot be decoded ({error}): replace or remove it") from error
-        named.append((path.name, torch.from_numpy(grey.astype(np.uint8))))
-    return named
+            # a full path: see _frames; the format: part's suffix says nothing
+            with av.open(str(part.absolute()), "w", format="mp4") as container:
+                h264 = "libx264" in av.codecs_available
+                stream = container.add_stream(
+                    "libx264" if h264 else "mpeg4",
+                    rate=Fraction(fps).limit_denominator(1001),
+                    options={"crf": "18"} if h264 else {"b": "8M"},  # hardly to be told from the frames
+                )
+                stream.height, stream.width, stream.pix_fmt = H + H % 2, W + W % 2, "yuv420p"
+                for frame in chain([first], frames):
+                    pixels = np.pad(frame.movedim(0, -1).numpy(), ((0, H % 2), (0, W % 2), (0, 0)), "edge")
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+                container.mux(stream.encode())
+        except av.FFmpegError as error:
+            raise OSError(error.strerror) from error
 
 
-def _video(path: Path, max_frames: int | None) -> list[tuple[str, Tensor]]:
+def _frames(path: str | Path, grey: bool) -> Iterator[Tensor]:
+    """Yields (H, W) in grey or (H, W, 3) in colour, all of one size."""
+    path = Path(path).absolute()  # ffmpeg takes "a:b.gif" for a protocol, "/home/a:b.gif" for a file
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give a video, a GIF or a folder of PNG or JPG pictures")
+    first = None
+    for name, frame in (_pictures if path.is_dir() else _video)(path, grey):
+        first = first or (name, frame.shape)
+        if frame.shape != first[1]:
+            raise InputError(
+                f"{path}: {first[0]} is {first[1][1]}x{first[1][0]} pixels and {name} is {frame.shape[1]}x"
+                f"{frame.shape[0]}: make all frames one size"
+            )
+        yield frame
+
+
+def _pictures(folder: Path, grey: bool) -> Iterator[tuple[str, Tensor]]:
+    import numpy as np
+
+    for path in picture_paths(folder):
+        picture = decode(path, path)
+        yield path.name, torch.from_numpy(np.array(picture.convert("L") if grey else picture))
+
+
+def _video(path: Path, grey: bool) -> Iterator[tuple[str, Tensor]]:
     import av
 
+    count = 0
     try:
         with av.open(str(path)) as container:
             if container.format.name.endswith("_pipe") or "image2" in container.format.name:
@@ -92,19 +148,16 @@ def _video(path: Path, max_frames: int | None) -> list[tuple[str, Tensor]]:
                 raise InputError(f"{path} is a text file: give a video, a GIF or a folder of pictures")
             if not container.streams.video:
                 raise InputError(f"{path} has no video in it: give a video, a GIF or a folder of pictures")
-            named = []
             for packet in container.demux(video=0):
                 if packet.is_corrupt:  # ffmpeg itself would go on with the frames there are
                     raise InputError(f"{path} is cut short or damaged: copy it again or re-encode it")
                 for frame in packet.decode():
-                    # ffmpeg's grey is full range: it stretches a video's 16 to 235 to 0 to 255
-                    grey = torch.from_numpy(frame.to_ndarray(format="gray"))
+                    count += 1
+                    # both are full range: ffmpeg stretches a video's 16 to 235 to 0 to 255
+                    pixels = torch.from_numpy(frame.to_ndarray(format="gray" if grey else "rgb24"))
                     # a phone stores its frames lying and says by how many degrees to turn them
-                    named.append((f"frame {len(named) + 1}", grey.rot90(frame.rotation // 90)))
-                    if len(named) == max_frames:
-                        return named
+                    yield f"frame {count}", pixels.rot90(frame.rotation // 90)
     except (av.FFmpegError, OSError) as error:
         raise InputError(f"{path} cannot be read as a video ({error.strerror}): give an MP4 or a GIF") from error
-    if not named:
+    if not count:
         raise InputError(f"{path} has no frames in it: give another video")
-    return named

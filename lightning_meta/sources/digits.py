@@ -3,17 +3,10 @@
 N is the number of images. Images are uint8, 0 black paper to 255 white ink.
 """
 
-import contextlib
 import gzip
-import http.client
-import io
 import math
 import os
-import shutil
-import socket
 import struct
-import tempfile
-import textwrap
 import zlib
 from pathlib import Path
 
@@ -21,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.errors import InputError
+from lightning_meta.sources.download import download
 
 _FILES = [f"{split}-{content}-ubyte" for split in ("train", "t10k") for content in ("images-idx3", "labels-idx1")]
 _HOW_TO_GET = "get it from yann.lecun.com/exdb/mnist or with torchvision.datasets.MNIST(root, download=True)"
@@ -79,30 +73,13 @@ def download_mnist(root: str | Path) -> None:
     from torchvision.datasets import MNIST
 
     raw = Path(root) / "MNIST" / "raw"
-    try:
-        os.makedirs(root, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".download-", dir=root))  # the same disk, so that a move is atomic
-    except OSError as error:
-        raise InputError(
-            f"cannot write MNIST to {root} ({error.strerror}): choose a folder you can write to"
-        ) from error
-    timeout = socket.getdefaulttimeout()
-    try:
-        socket.setdefaulttimeout(10)  # torchvision sets none and would wait for ever behind a silent firewall
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # progress bars
-            MNIST(folder, download=True)
-        raw.mkdir(parents=True, exist_ok=True)
-        for name in _FILES:
-            os.replace(folder / "MNIST" / "raw" / name, raw / name)
-    except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
-        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
-        raise InputError(
-            f"MNIST could not be downloaded to {root} ({reason}): put its four files into {raw} by hand, "
-            f"from yann.lecun.com/exdb/mnist"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-        shutil.rmtree(folder, ignore_errors=True)
+    download(
+        "MNIST",
+        lambda folder: MNIST(folder, download=True),
+        [f"MNIST/raw/{name}" for name in _FILES],
+        root,
+        f"put its four files into {raw} by hand, from yann.lecun.com/exdb/mnist",
+    )
 
 
 def small_digits() -> tuple[Tensor, Tensor]:

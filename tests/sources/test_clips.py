@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from lightning_meta.errors import InputError
-from lightning_meta.sources.clips import read_clip, write_gif
+from lightning_meta.sources.clips import read_clip, read_frames, write_gif, write_mp4
 
 
 def moving_square(T=6, H=32, W=48):
@@ -34,12 +34,13 @@ def write_video(path, frames, pix_fmt="yuv420p", degrees=0):
 
 
 def refused(path, *words):
-    with pytest.raises(InputError) as caught:
-        read_clip(path)
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in (str(path), *words):
-        assert word in message
+    for read in (read_clip, lambda path: list(read_frames(path))):
+        with pytest.raises(InputError) as caught:
+            read(path)
+        message = str(caught.value)
+        assert "\n" not in message
+        for word in (str(path), *words):
+            assert word in message
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p"])  # limited and full range
@@ -129,12 +130,90 @@ def test_a_folder_is_read_in_natural_order(tmp_path):
     read = read_clip(tmp_path)
     assert read.shape == (5, 4, 6)
     assert read[:, 0, 0].tolist() == [0, 40, 80, 120, 160]
+    assert [frame[0, 0, 0] for frame in read_frames(tmp_path)] == [0, 40, 80, 120, 160]
 
 
 def test_colour_and_16_bit_pictures_become_grey(tmp_path):
     Image.new("RGB", (4, 4), (255, 0, 0)).save(tmp_path / "1.png")
     Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(tmp_path / "2.png")
     assert read_clip(tmp_path)[:, 0, 0].tolist() == [76, 128]  # 0.299 of 255; half of white
+
+
+def in_colour(T=6, H=33, W=47):
+    """Red, green and blue fade in from left to right, one frame red, the next green and so on."""
+    frames = torch.zeros(T, 3, H, W, dtype=torch.uint8)
+    for t in range(T):
+        frames[t, t % 3] = torch.linspace(0, 255, W)
+    return frames
+
+
+def test_colour_frames_of_a_folder_and_a_gif_come_back(tmp_path):
+    frames = in_colour()
+    for t, frame in enumerate(frames):
+        Image.fromarray(frame.movedim(0, -1).numpy()).save(tmp_path / f"{t}.png")
+    read = list(read_frames(tmp_path))
+    assert all(frame.is_contiguous() and frame.dtype == torch.uint8 for frame in read)
+    assert torch.equal(torch.stack(read), frames)
+    write_gif(tmp_path / "clip.gif", frames)
+    assert torch.equal(torch.stack(list(read_frames(tmp_path / "clip.gif"))), frames)
+
+
+@pytest.mark.parametrize("h264", [True, False])
+def test_an_mp4_round_trip_keeps_colours_and_order(tmp_path, monkeypatch, h264):
+    import av
+
+    if not h264:
+        monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    frames = in_colour()
+    monkeypatch.chdir(tmp_path)
+    write_mp4("a:b.mp4", iter(frames), fps=12.5)  # looks like an address
+    with av.open(str(tmp_path / "a:b.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == ("h264" if h264 else "mpeg4")
+        assert container.streams.video[0].average_rate == 12.5
+    read = torch.stack(list(read_frames("a:b.mp4")))
+    assert read.shape == (6, 3, 34, 48)  # made even
+    assert (read[..., :33, :47].float() - frames.float()).abs().mean() < 4
+    assert (read[..., 33, :].float() - read[..., 32, :].float()).abs().mean() < 4  # by the last row and column
+    assert (read[..., 47].float() - read[..., 46].float()).abs().mean() < 4
+    assert [path.name for path in tmp_path.iterdir()] == ["a:b.mp4"]
+
+
+def test_frames_are_read_one_after_another(tmp_path):
+    for t in range(3):
+        Image.new("RGB", (6, 4), (40 * t,) * 3).save(tmp_path / f"{t}.png")
+    frames = read_frames(tmp_path)
+    next(frames)
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    assert next(frames)[0, 0, 0] == 40
+    with pytest.raises(InputError, match=r"2\.png"):
+        next(frames)
+
+
+def test_write_mp4_replaces_whole_or_not_at_all(tmp_path):
+    def failing():
+        yield from in_colour()
+        raise InputError("the sixth frame is broken")
+
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"old")
+    with pytest.raises(InputError, match="sixth"):
+        write_mp4(path, failing(), fps=10)
+    with pytest.raises(InputError, match="no frames"):
+        write_mp4(path, [], fps=10)
+    assert path.read_bytes() == b"old"
+    write_mp4(path, in_colour(), fps=10)
+    assert len(list(read_frames(path))) == 6
+    with pytest.raises(InputError, match="cannot write"):
+        write_mp4(tmp_path / "none" / "clip.mp4", in_colour(), fps=10)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_a_turned_phone_video_comes_back_upright_in_colour(tmp_path):
+    frames = moving_square()
+    write_video(tmp_path / "clip.mp4", frames, degrees=90)
+    read = torch.stack(list(read_frames(tmp_path / "clip.mp4")))
+    assert read.shape == (6, 3, 48, 32)
+    assert (read[:, 1].float() - frames.rot90(1, (1, 2)).float()).abs().mean() < 4
 
 
 def test_refuses_what_is_no_clip(tmp_path):
@@ -195,4 +274,4 @@ def test_refuses_a_folder_with_a_broken_or_an_odd_picture(tmp_path):
     content = (tmp_path / "2.png").read_bytes()
     for broken in (content[:60], content[:50] + b"????" + content[54:], b"no picture"):
         (tmp_path / "2.png").write_bytes(broken)
-        refused(tmp_path, "2.png cannot be decoded")
+        refused(tmp_path, "2.png", "replace or remove it")
