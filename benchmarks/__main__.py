@@ -1,4 +1,4 @@
-"""Run one benchmark, or all: ``python -m benchmarks [name] [options of the benchmark]``."""
+"""Run one benchmark, or all that take minutes: ``python -m benchmarks [name] [options of the benchmark]``."""
 
 import importlib
 import pkgutil
@@ -13,14 +13,16 @@ def main(arguments: list[str]) -> None:
     if arguments and arguments[0] in modules:
         modules[arguments[0]].main(arguments[1:])
     elif arguments:
-        print("usage: python -m benchmarks [name] [options]\n\nWithout a name, all of these (NAME --help for options):")
+        print("usage: python -m benchmarks [name] [options]\n\nWithout a name, all but those that take hours:")
         for name, module in modules.items():
             print(f"  {name:20s} {module.__doc__.splitlines()[0]}")
+        print("\nNAME --help for options")
         if arguments[0] not in ("-h", "--help"):
             sys.exit(f"error: expected one of {', '.join(names)}, got {arguments[0]!r}: choose one of these")
     else:
         for module in modules.values():
-            module.main([])
+            if not getattr(module, "ONLY_BY_NAME", False):
+                module.main([])
 
 
 if __name__ == "__main__":
