@@ -74,11 +74,11 @@ class Record(Callback):
         print(f"\n{record['samples']} samples of {record['data']}")
         Console().print(table)
         if further:
-            table = Table("also", measured["unit"], "baselines")
+            table = Table("also", "", "baselines")
             for values in further:
                 value, *others = amounts(values)
                 named = [f"{name} {other}" for name, other in zip(values["baselines"], others, strict=True)]
-                table.add_row(values["measure"], value, ", ".join(named))
+                table.add_row(f"{values['measure']}, {values['unit']}", value, ", ".join(named))
             Console().print(table)
         if not trainer.fast_dev_run:
             folder.mkdir(parents=True, exist_ok=True)

@@ -21,13 +21,38 @@ def depthwise_conv2d(x: Tensor, filters: Tensor, padding: int = 0) -> Tensor:
     Returns:
         (B, d, H', W') or (B, n, d, H', W') with H' = H - f + 1 + 2 * padding, W' likewise.
     """
-    groups = filters.flatten(0, 1)[:, None]
+    shape, filters = filters.shape[:2], filters.flatten(0, 1)
     if x.ndim == 4:
-        y = F.conv2d(x.flatten(0, 1)[None], groups, padding=padding, groups=len(groups))
-        return y[0].unflatten(0, filters.shape[:2])
+        return _Depthwise.apply(x.flatten(0, 1), filters, padding).unflatten(0, shape)
     x = x.transpose(0, 1).flatten(1, 2)  # (n, B * d, H, W)
-    y = F.conv2d(x, groups, padding=padding, groups=len(groups))
-    return y.unflatten(1, filters.shape[:2]).transpose(0, 1)
+    return F.conv2d(x, filters[:, None], padding=padding, groups=len(filters)).unflatten(1, shape).transpose(0, 1)
+
+
+class _Depthwise(torch.autograd.Function):
+    """A grouped convolution of (G, H, W) and (G, f, f) whose filters' gradient is one, too.
+
+    On a CPU torch computes that gradient many times more slowly, unless there are many pictures.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, filters: Tensor, padding: int) -> Tensor:
+        return F.conv2d(x, filters[:, None].to(x.dtype), padding=padding, groups=len(filters))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, filters, ctx.padding = inputs
+        ctx.save_for_backward(x, filters)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x, filters = (saved.to(grad_output.dtype) for saved in ctx.saved_tensors)
+        groups, padding = len(filters), ctx.padding
+        grad_x = grad_filters = None
+        if ctx.needs_input_grad[0]:
+            grad_x = F.conv_transpose2d(grad_output, filters[:, None], padding=padding, groups=groups)
+        if ctx.needs_input_grad[1]:  # the gradient of the output slides over x
+            grad_filters = F.conv2d(x, grad_output[:, None], padding=padding, groups=groups)
+        return grad_x, grad_filters, None
 
 
 class FactorisedLinear(nn.Module):

@@ -164,6 +164,7 @@ class Case(NamedTuple):
     shots: int
     within_alphabet: bool
     choose: Literal["candidate", "class"]
+    rotations: bool = False
     official_runs: bool = False
 
     @property
@@ -188,7 +189,8 @@ class OneShotCharacters(LightningDataModule):
             evaluation alphabets (paper); ``vinyals`` divides the characters by their number.
         within_alphabet: Take an episode's classes from one alphabet (paper), in training, validation and the first
             test case.
-        rotations: Quarter turns of a character are classes of their own, in training and tests.
+        rotations: Quarter turns of a character are classes of their own in training (paper: no); a test case has its
+            own such option.
         ways: Of validation and test episodes (paper: 20).
         shots: Exemplars of a class in validation and test.
         tests: Further test cases by name.
@@ -269,7 +271,8 @@ class OneShotCharacters(LightningDataModule):
         train = {name: alphabet for name, alphabet in background.items() if name not in VALIDATION}
         self.alphabets = {"train": train, "val": val, "test": evaluation, "predict": evaluation}
         first = next(iter(self.cases.values()))
-        self.sets = {name: self._set(name, h.within_alphabet) for name in ("train", "val", "predict")}
+        self.sets = {name: self._set(name, h.within_alphabet) for name in ("val", "predict")}
+        self.sets["train"] = self._set("train", h.within_alphabet, h.rotations)
         for name in ("val", "predict"):
             self.sets[name].too_small(first.episode)
         if stage == "test":
@@ -278,15 +281,15 @@ class OneShotCharacters(LightningDataModule):
         self.test_name = f"episodes of {len(evaluation)} test alphabets, {h.split} split"
         self.save_hyperparameters({"data_name": self.data_name})
 
-    def _set(self, name: str, within_alphabet: bool) -> EpisodeSet:
-        h, split = self.hparams, name.split("/")[0]
+    def _set(self, name: str, within_alphabet: bool, rotations: bool = False) -> EpisodeSet:
+        split = name.split("/")[0]
         characters = gather(self.alphabets[split], within_alphabet)
-        return EpisodeSet(name, characters, h.rotations, h.seed if split == "train" else 0)
+        return EpisodeSet(name, characters, rotations, self.hparams.seed if split == "train" else 0)
 
     def _add_cases(self) -> None:
         for name, case in list(self.cases.items()):
             if not case.official_runs:
-                self.sets[f"test/{name}"] = cases = self._set(f"test/{name}", case.within_alphabet)
+                self.sets[f"test/{name}"] = cases = self._set(f"test/{name}", case.within_alphabet, case.rotations)
                 if small := cases.too_small(case.episode):
                     raise InputError(
                         f"{name}: {small[0]} has fewer than {case.ways} characters among the test's: choose fewer ways "

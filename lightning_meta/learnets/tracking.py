@@ -1,0 +1,208 @@
+"""Trains and tests the tracker with a predicted layer (Bertinetto et al. 2016, section 4.2).
+
+Shapes: B triplets; K places along a side of a score map.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import CatMetric, MeanMetric
+
+from lightning_meta.learnets.layers import filter_variation
+from lightning_meta.learnets.protocols import (
+    SupervisedRun,
+    centre_distance,
+    one_pass,
+    overlap,
+    precision_curve,
+    success_curve,
+    supervised,
+    vot_summary,
+    write_vot,
+)
+from lightning_meta.learnets.tracker import (
+    LearnetTracker,
+    Network,
+    SiameseNetwork,
+    StillTracker,
+    Variant,
+    labels,
+    logistic_loss,
+    peaks,
+    upsample,
+)
+from lightning_meta.learnets.tracking_data import Triplets
+from lightning_meta.learnets.tracking_figures import triplet_sheet, with_boxes
+from lightning_meta.reports import Measure
+
+STILL = "the object stays where it was"
+
+
+class SequenceResult(NamedTuple):
+    """How a tracker did on one sequence."""
+
+    supervised: SupervisedRun
+    success: float  # OTB's area under the curve
+    precision: float  # and at 20 pixels
+
+
+class LearnetTracking(LightningModule):
+    """Trains a ``SiameseNetwork`` to find an exemplar's object in a search, and tests it as a tracker.
+
+    Args:
+        variant: ``siamese``, ``unshared``, ``factorised`` or ``learnet``; see ``SiameseNetwork``.
+        pupil: Sizes of the network that embeds, ``A``, ``B`` or ``C`` of the paper, or a small ``D``.
+        learnet: Sizes of the learnet, likewise.
+        gain: Fixed factor of the scores (the authors' later tracker: 1e-3).
+        radius: Places of the score map that match, in pixels from the object's centre.
+        balanced: Matching places and others count for a half each.
+        scales: At which the tracker seeks the object, 1, 3 or 5 (paper).
+        lr: SGD's learning rate.
+        final_lr: Where it falls to, geometrically.
+        momentum: SGD's.
+        weight_decay: Of all weights.
+    """
+
+    def __init__(
+        self,
+        variant: Variant = "learnet",
+        pupil: Network = "B",
+        learnet: Network = "A",
+        gain: float = 1e-3,
+        radius: float = 16,
+        balanced: bool = False,
+        scales: int = 5,
+        lr: float = 1e-2,
+        final_lr: float = 1e-5,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-3,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = SiameseNetwork(variant, pupil, learnet, gain)
+        self.network.to(memory_format=torch.channels_last)
+        self.metrics = nn.ModuleDict({name: MeanMetric() for name in ("loss", "distance", "variation")})
+        self.test_distances = nn.ModuleDict({"model": CatMetric(), STILL: CatMetric()})
+        self.runs: dict[str, dict[int, SequenceResult]] = {}
+
+    def configure_optimizers(self):
+        h = self.hparams
+        optimizer = torch.optim.SGD(self.parameters(), h.lr, h.momentum, weight_decay=h.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: (h.final_lr / h.lr) ** min(1, step / self.trainer.max_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def forward(self, batch: Triplets) -> tuple[Tensor, Tensor | None]:
+        """Score maps (B, K, K), and the filters (B, d, f, f) that were predicted, if any."""
+        target = self.network.describe(batch.exemplars)
+        scores = self.network(target, batch.searches)[:, 0]
+        return scores, target.filters if self.hparams.variant == "learnet" else None
+
+    def loss(self, scores: Tensor, batch: Triplets) -> Tensor:
+        """The logistic loss of score maps (B, K, K)."""
+        return logistic_loss(
+            scores, labels(scores, batch.label, batch.offset, self.hparams.radius), self.hparams.balanced
+        )
+
+    def training_step(self, batch: Triplets, batch_idx: int) -> Tensor:
+        scores, filters = self(batch)
+        loss = self.loss(scores, batch)
+        self.log("train/loss", loss, prog_bar=True)
+        if (batch.label > 0).any():
+            self.log("train/centre_distance", _distances(scores, batch).mean())
+        if filters is not None:
+            self.log("train/filter_variation", filter_variation(filters))
+        return loss
+
+    def validation_step(self, batch: Triplets, batch_idx: int) -> None:
+        scores, filters = self(batch)
+        self.metrics["loss"].update(self.loss(scores, batch), weight=len(scores))
+        self.log("val/loss", self.metrics["loss"])
+        self.metrics["distance"].update(_distances(scores, batch))
+        self.log("val/centre_distance", self.metrics["distance"], prog_bar=True)
+        if filters is not None:
+            self.metrics["variation"].update(filter_variation(filters), weight=len(scores))
+            self.log("val/filter_variation", self.metrics["variation"])
+
+    def on_test_start(self) -> None:
+        self.runs = {"model": {}, STILL: {}}
+        self.vot = Path(self.trainer.log_dir or ".") / "vot"  # asks the other processes
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            self.vot.mkdir(parents=True, exist_ok=True)
+
+    def test_step(self, batch: Triplets | int, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if isinstance(batch, Triplets):
+            self.test_distances["model"].update(_distances(self(batch)[0], batch))
+            self.test_distances[STILL].update(torch.linalg.vector_norm(batch.offset, dim=1))
+            return
+        video = self.trainer.datamodule.test_videos[batch]
+        for name, tracker in {"model": self.tracker(), STILL: StillTracker()}.items():
+            run, boxes = supervised(tracker, video), one_pass(tracker, video)
+            success = success_curve(overlap(boxes, video.boxes)[1:]).mean().item()
+            precision = precision_curve(centre_distance(boxes, video.boxes)[1:])[20].item()
+            self.runs[name][batch] = SequenceResult(run, success, precision)
+        if not self.trainer.fast_dev_run:
+            write_vot(self.vot / f"{video.name.replace('/', '_')}.txt", self.runs["model"][batch].supervised)
+
+    def tracker(self) -> LearnetTracker:
+        """A tracker that uses this network as it is."""
+        return LearnetTracker(self.network, self.hparams.scales)
+
+    def on_test_epoch_end(self) -> None:
+        values = {}
+        for name, metric in self.test_distances.items():
+            # summed in float64, so that it does not matter which process saw what
+            values[name] = {"peak to object, pixels": metric.compute().double().mean()}
+            metric.reset()
+        for name, mine in self.runs.items():
+            runs = self._of_all_processes(mine)
+            vot = vot_summary([run.supervised for run in runs])
+            values[name] |= {
+                "VOT accuracy, overlap": vot.accuracy,
+                "VOT failures, number": float(vot.failures),
+                "OTB success, area under the curve": sum(run.success for run in runs) / len(runs),
+                "OTB precision, share within 20 pixels": sum(run.precision for run in runs) / len(runs),
+            }
+        measures = []
+        for title in values["model"]:
+            names = {name: f"test/{title}/{name}" for name in values}
+            for name, key in names.items():
+                self.log(key, values[name][title])
+            measure, unit = title.split(", ")
+            measures.append(Measure(measure, unit, names["model"], {STILL: names[STILL]}))
+        self.measure, *self.further_measures = measures
+
+    def _of_all_processes(self, mine: dict[int, SequenceResult]) -> list[SequenceResult]:
+        """The runs of all processes in the order of the sequences."""
+        parts = [mine]
+        if self.trainer.world_size > 1:
+            parts = [{}] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, mine)
+        runs = {number: run for part in parts for number, run in part.items()}
+        return [runs[number] for number in sorted(runs)]
+
+    def pictures(self, batch: Triplets) -> dict[str, Tensor]:
+        """The batch's first four triplets as the paper's figure 4, uint8 (3, H', W')."""
+        few = Triplets(*(None if values is None else values[:4] for values in batch[:-1]), batch.segment)
+        scores, filters = self(few)
+        centres = [place if label > 0 else None for place, label in zip(few.offset, few.label, strict=True)]
+        return {"searches": triplet_sheet(few.exemplars, few.searches, scores, filters, centres)}
+
+    def predict_step(self, batch: int, batch_idx: int) -> dict[str, Any]:
+        """Follows an object through a video: the boxes as text, a line a frame, and the video with them drawn in."""
+        film, tracker = self.trainer.datamodule.films[batch], self.tracker()
+        frames = film.frames()
+        tracker.start(next(frames), film.box)
+        boxes = [film.box, *map(tracker.track, frames)]
+        lines = [",".join(f"{number:.2f}" for number in box.tolist()) + "\n" for box in boxes]
+        return {f"{film.name}.txt": "".join(lines), f"{film.name}.mp4": with_boxes(film.frames(), boxes)}
+
+
+def _distances(scores: Tensor, batch: Triplets) -> Tensor:
+    """From the peak to the object's centre in pixels, for each search that shows it."""
+    shown = batch.label > 0
+    return torch.linalg.vector_norm(peaks(upsample(scores[shown])) - batch.offset[shown], dim=1)
