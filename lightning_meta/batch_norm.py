@@ -25,7 +25,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             self.num_batches_tracked += 1
             count = processes * x.numel() / x.shape[1]
-            momentum = self.momentum or 1 / self.num_batches_tracked.item()  # None: a plain average
+            # None: a plain average
+            momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), momentum)
         scale = self.weight / (variance + self.eps).sqrt()

@@ -55,7 +55,7 @@ class MetaSchedule(Callback):
             )
         self.unroll, self.horizon, self.seed = _stages("unroll", unroll), _stages("horizon", horizon), seed
         shape = {"ways": ways, "shots": shots, "queries": queries}
-        self.episode = [_stages(name, value) for name, value in shape.items()] if ways else None
+        self.episode = [_stages(name, value) for name, value in shape.items()] if ways is not None else None
         self.batch = 0  # training batches done: all that has to be remembered about the data
         self.carries: list[Any] = []  # one a rank, from a checkpoint
 

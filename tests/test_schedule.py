@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.checkpoints import LastCheckpoint
 from lightning_meta.errors import InputError
-from lightning_meta.sampling import Segment
+from lightning_meta.sampling import Episode, Segment
 from lightning_meta.schedule import MetaSchedule
 
 
@@ -37,6 +37,19 @@ def test_curricula_change_at_their_outer_step_but_never_within_a_problem():
     assert spans == [(0, 1), (1, 2), (0, 1), (1, 5), (0, 4), (4, 5), (0, 4)]
 
 
+def test_every_outer_step_is_a_batch_of_whole_episodes():
+    segments = list(islice(MetaSchedule(ways=5, shots=2, queries=3).segments(), 4))
+    assert segments == [Segment(i, 0, 1, True, Episode(ways=5, shots=2, queries=3)) for i in range(4)]
+    assert next(MetaSchedule(ways=20).segments()).episode == (20, 1, 1)
+    assert next(MetaSchedule(unroll=2).segments()).episode is None
+
+
+def test_each_size_of_an_episode_has_its_curriculum():
+    schedule = MetaSchedule(ways=[[0, 20], [2, 5], [4, 3]], shots=[[0, 1], [3, 5]], queries=[[0, 2], [1, 4]])
+    episodes = [segment.episode for segment in islice(schedule.segments(), 6)]
+    assert episodes == [(20, 1, 2), (20, 1, 4), (5, 1, 4), (5, 5, 4), (3, 5, 4), (3, 5, 4)]
+
+
 WRONG = [0, -1, [], [[5, 1]], [[0, 1], [0, 2]], [[0, 3], [4, 0]], [[0, 1], [9, 2], [5, 3]], [[0]]]
 
 
@@ -46,9 +59,17 @@ def test_impossible_values_are_refused(value):
         MetaSchedule(unroll=value, horizon=10)
 
 
-def test_a_schedule_must_end_its_outer_steps():
-    with pytest.raises(InputError, match="give unroll, horizon or both"):
-        MetaSchedule()
+@pytest.mark.parametrize("name", ["ways", "shots", "queries"])
+@pytest.mark.parametrize("value", WRONG)
+def test_impossible_episodes_are_refused(name, value):
+    with pytest.raises(InputError, match=rf"schedule.{name}: .* is not a positive number or a rising list"):
+        MetaSchedule(**{"ways": 5} | {name: value})
+
+
+@pytest.mark.parametrize("options", [{}, {"shots": 5}, {"unroll": 1, "ways": 5}, {"horizon": 1, "ways": 5}])
+def test_a_schedule_must_end_its_outer_steps_in_one_way(options):
+    with pytest.raises(InputError, match="give unroll, horizon or both, or else the ways of episodes"):
+        MetaSchedule(**options)
 
 
 class Batch(NamedTuple):

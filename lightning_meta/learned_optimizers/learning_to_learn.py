@@ -52,6 +52,8 @@ class LearningToLearn(LightningModule):
         second_order: Differentiate the inner gradients too (paper: no).
         objective: ``sum`` of the losses along the way (paper), or of their logarithms ``log`` (Wichrowska et al. 2017),
             which rewards small losses as they become smaller.
+        late: Exponent k of the weights w_t = (t / ``data.steps``)^k along a trajectory: how much more late losses count
+            than early ones (paper: 0, all alike).
         imitation_steps: Trajectories that begin before this outer step imitate Adam along Adam's own path (Chen et al.
             2020).
         imitation_lr: Learning rate of that Adam.
@@ -72,6 +74,7 @@ class LearningToLearn(LightningModule):
         separate_convolutions: bool = False,
         second_order: bool = False,
         objective: Literal["sum", "log"] = "sum",
+        late: float = 0.0,
         imitation_steps: int = 0,
         imitation_lr: float = 0.01,
         lr: float = 1e-2,
@@ -133,10 +136,12 @@ class LearningToLearn(LightningModule):
         run = unroll(self.rule, batch, theta, state, batch.segment.start, batch.segment.stop)
         self.carry = {"theta": run.theta, "state": run.state}
         # A problem that left the numbers is dropped: it counts for nothing until its horizon ends.
+        times = torch.arange(batch.segment.start, batch.segment.stop + 1, device=self.device)[:, None]
+        weights = (times / self.trainer.datamodule.hparams.steps) ** self.hparams.late  # 0 ** 0 is 1
         if self.hparams.second_order:
-            loss = second_order_loss(self.rule, batch, run, theta, state, log)
+            loss = second_order_loss(self.rule, batch, run, theta, state, log, weights)
         else:
-            loss = first_order_loss(self.rule, run, state, batch.shapes, log)
+            loss = first_order_loss(self.rule, run, state, batch.shapes, log, weights)
         return loss, run.losses, run.finite
 
     def _imitate(self, batch: Problems) -> tuple[Tensor, Tensor, Tensor]:

@@ -96,7 +96,12 @@ def unroll(
 
 
 def first_order_loss(
-    rule: LearnedRule, run: Trajectory, state: dict[str, State], shapes: Sequence[Sequence[int]], log: bool = False
+    rule: LearnedRule,
+    run: Trajectory,
+    state: dict[str, State],
+    shapes: Sequence[Sequence[int]],
+    log: bool = False,
+    weights: Tensor | float = 1.0,
 ) -> Tensor:
     r"""The outer loss, differentiable with the gradients nabla_t taken as constant.
 
@@ -114,6 +119,7 @@ def first_order_loss(
         state: The rule's at the trajectory's start.
         shapes: Of the problems' parameters.
         log: Sum the losses' logarithms instead of the losses.
+        weights: w_t, (T + 1, 1).
 
     Returns:
         The sum over time, mean over all problems.
@@ -121,25 +127,83 @@ def first_order_loss(
     finite = run.finite
     losses = torch.where(finite, run.losses, 1.0)
     gradients = torch.where(finite[:, None], run.gradients, 0.0)
-    weights = (losses >= TINY) / losses.clamp(min=TINY) if log else torch.ones_like(losses)
-    weights = weights * finite / len(finite)
-    after = (weights[..., None] * gradients).flip(0).cumsum(0).flip(0)[1:]  # G_s: what comes later than step s
-    loss = (losses.clamp(min=TINY).log() if log else losses * finite).sum() / len(finite)  # log 1 is zero, too
+    slopes = (losses >= TINY) / losses.clamp(min=TINY) if log else torch.ones_like(losses)
+    slopes = weights * slopes * finite / len(finite)
+    after = (slopes[..., None] * gradients).flip(0).cumsum(0).flip(0)[1:]  # G_s: what comes later than step s
+    values = losses.clamp(min=TINY).log() if log else losses * finite  # log 1 is zero, too
+    loss = (weights * values).sum() / len(finite)
     state = {name: [(h.nan_to_num(0, 0, 0), c.nan_to_num(0, 0, 0)) for h, c in s] for name, s in state.items()}
     return _replay(rule, loss, gradients[:-1], after, state, shapes, _dot)
 
 
 def second_order_loss(
-    rule: LearnedRule, problems: Problems, run: Trajectory, theta: Tensor, state: dict[str, State], log: bool = False
+    rule: LearnedRule,
+    problems: Problems,
+    run: Trajectory,
+    theta: Tensor,
+    state: dict[str, State],
+    log: bool = False,
+    weights: Tensor | float = 1.0,
 ) -> Tensor:
-    """The same with the second derivatives of the problems: by plain autograd, through the finite ones once more."""
-    finite, segment = run.finite, problems.segment
+    r"""The same with the second derivatives of the problems: back-propagation through time, a step at a time.
+
+    With :math:`\lambda_t` the outer loss's derivative with respect to theta_t, and the rule's answer at step s
+    differentiated with respect to nabla_s too,
+
+    .. math:: \lambda_s = \lambda_{s+1} + w_s \nabla_s + H_s \, (\partial L / \partial \nabla_s)
+
+    where the Hessian H_s is met as a product with a vector. The states before each step are kept, nothing else of the
+    graph, so that memory grows by 2 L H numbers a coordinate and step.
+    """
+    finite, start = run.finite, problems.segment.start
+    parameters = list(rule.parameters())
+    totals = [torch.zeros_like(parameter) for parameter in parameters]
     if not finite.any():
-        return sum(0 * parameter.sum() for parameter in rule.parameters())
-    rows = {name: [tuple(_rows(x, finite) for x in layer) for layer in layers] for name, layers in state.items()}
-    again = unroll(rule, problems.select(finite), theta[finite], rows, segment.start, segment.stop, graph=True)
-    losses = again.losses.clamp(min=TINY).log() if log else again.losses
-    return losses.sum() / len(finite)
+        return _Given.apply(run.losses.new_zeros(()), totals, *parameters)
+    problems, theta = problems.select(finite), theta[finite]
+    losses, gradients = run.losses[:, finite], run.gradients[:, finite]
+    before = [{name: [tuple(_rows(x, finite) for x in layer) for layer in layers] for name, layers in state.items()}]
+    thetas = [theta]
+    with torch.no_grad():
+        for gradient in gradients[:-1]:
+            update, after = rule(gradient[None], before[-1], problems.shapes)
+            before.append(after)
+            thetas.append(thetas[-1] + update[0])
+    slopes = weights * ((losses >= TINY) / losses.clamp(min=TINY) if log else torch.ones_like(losses)) / len(finite)
+    direct = slopes[..., None] * gradients  # what each loss says of its own theta
+    slope, into_state = direct[-1], None  # with respect to theta and to the rule's state after the step
+    for s in reversed(range(len(gradients) - 1)):
+        inputs = [gradients[s], *(x for layers in before[s].values() for layer in layers for x in layer)]
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        rest = iter(inputs[1:])
+        with torch.enable_grad():
+            states = {name: [(next(rest), next(rest)) for _ in layers] for name, layers in before[s].items()}
+            update, after = rule(inputs[0][None], states, problems.shapes)
+            outputs = [update[0], *(x for layers in after.values() for layer in layers for x in layer)]
+        along = [slope, *(into_state or map(torch.zeros_like, outputs[1:]))]
+        through, *grads = torch.autograd.grad(outputs, [*inputs, *parameters], along)
+        into_state, grads = grads[: len(inputs) - 1], grads[len(inputs) - 1 :]
+        for total, grad in zip(totals, grads, strict=True):
+            total += grad
+        if s:  # theta_0 does not depend on the rule
+            at = thetas[s].detach().requires_grad_()
+            _, gradient = loss_and_gradient(problems, at, start + s, graph=True)
+            slope = slope + direct[s] + torch.autograd.grad(gradient, at, through)[0]
+    values = losses.clamp(min=TINY).log() if log else losses
+    return _Given.apply((weights * values).sum() / len(finite), totals, *parameters)
+
+
+class _Given(torch.autograd.Function):
+    """A loss whose derivatives with respect to the parameters are known already."""
+
+    @staticmethod
+    def forward(ctx, loss, derivatives, *parameters):
+        ctx.derivatives = derivatives
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return None, None, *(grad_output * derivative for derivative in ctx.derivatives)
 
 
 def _rows(x: Tensor, which: Tensor) -> Tensor:

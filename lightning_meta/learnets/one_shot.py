@@ -312,7 +312,9 @@ class OneShotRecognition(LightningModule):
         metrics = list(self.errors.values())[dataloader_idx]
         metrics["model"].update(_errors(self.class_scores(batch.exemplars, batch.queries), batch))
         metrics["nearest picture"].update(_errors(nearest_pictures(batch.exemplars, batch.queries), batch))
-        metrics["chance"].update(torch.full((len(batch.labels),), 100 - 100 / batch.exemplars.shape[1]))
+        metrics["chance"].update(
+            torch.full((len(batch.labels),), 100 - 100 / batch.exemplars.shape[1], device=self.device)
+        )
 
     def on_test_epoch_end(self) -> None:
         measures = []

@@ -257,6 +257,11 @@ class OneShotCharacters(LightningDataModule):
         if self.official:
             background, evaluation = (glyphs.omniglot(h.root, evaluation=part) for part in (False, True))
             self.data_name = "Omniglot"
+        elif h.split == "vinyals":
+            raise InputError(
+                f"data.split: vinyals goes by Omniglot's numbers, and {h.root}/omniglot-py does not hold it: put it there "
+                "or choose lake"
+            )
         else:
             background, evaluation = glyphs.font_alphabets()
             self.data_name = "letters of matplotlib's fonts, a stand-in for Omniglot"
