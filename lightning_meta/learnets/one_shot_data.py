@@ -31,7 +31,7 @@ from lightning_meta.sources import glyphs
 
 SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 3}
 VALIDATION = {  # of Omniglot those of Vinyals et al. (2016), 172 characters; then of the fonts
-    *("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli"),
+    *("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)"),
     *("Armenian capitals", "Armenian small letters", "Lisu"),
 }
 VINYALS_TRAINING = 1200  # characters by number; all others are their test's
@@ -199,8 +199,8 @@ class OneShotCharacters(LightningDataModule):
         test_episodes: To test on, for each case but the official runs.
         predict_episodes: Test episodes that ``predict`` shows where there are no alphabets of the user's.
         alphabets: Folder of the user's own, one folder each with ``examples/NAME.png`` and ``queries/*.png``.
-        augment: Turn and shear training pictures by up to so many degrees, scale and shift them by as many per cent
-            (paper: 0).
+        augment: Turn and shear half of the training pictures by up to so many degrees, scale and shift them by as many
+            per cent (paper: 0).
         num_workers: Processes that draw episodes; 0 draws them in the training process.
         seed: Of the training episodes.
 
@@ -259,8 +259,8 @@ class OneShotCharacters(LightningDataModule):
             self.data_name = "Omniglot"
         elif h.split == "vinyals":
             raise InputError(
-                f"data.split: vinyals goes by Omniglot's numbers, and {h.root}/omniglot-py does not hold it: put it there "
-                "or choose lake"
+                f"data.split: vinyals goes by Omniglot's numbers, and there is none in {h.root}/omniglot-py: put it "
+                "there, or choose lake"
             )
         else:
             background, evaluation = glyphs.font_alphabets()
