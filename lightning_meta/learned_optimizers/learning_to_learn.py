@@ -136,7 +136,7 @@ class LearningToLearn(LightningModule):
         run = unroll(self.rule, batch, theta, state, batch.segment.start, batch.segment.stop)
         self.carry = {"theta": run.theta, "state": run.state}
         # A problem that left the numbers is dropped: it counts for nothing until its horizon ends.
-        times = torch.arange(batch.segment.start, batch.segment.stop + 1, device=self.device)[:, None]
+        times = torch.arange(batch.segment.start, batch.segment.stop + 1).to(run.losses)[:, None]
         weights = (times / self.trainer.datamodule.hparams.steps) ** self.hparams.late  # 0 ** 0 is 1
         if self.hparams.second_order:
             loss = second_order_loss(self.rule, batch, run, theta, state, log, weights)

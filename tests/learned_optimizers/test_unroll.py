@@ -71,25 +71,26 @@ def middle(rule, problems):
     return {name: [(0.3 * randn(*h.shape, seed=5), randn(*c.shape, seed=6)) for h, c in s] for name, s in start.items()}
 
 
-def literal(rule, problems, state, log=False, second=False):
+def literal(rule, problems, state, log=False, second=False, late=0):
     """The outer loss, whose graph leads through the updates and, for the second order, through the gradients."""
     theta, total = problems.start.clone().requires_grad_(), 0
     for t in range(problems.segment.start, problems.segment.stop + 1):
         losses = problems.loss(theta if problems.scale is None else problems.scale * theta, t)
         for loss in losses:
-            total = total + (loss.log() if log else loss) / len(losses)
+            total = total + (t / 10) ** late * (loss.log() if log else loss) / len(losses)
         (gradient,) = torch.autograd.grad(losses.sum(), theta, create_graph=True)
         updates, state = rule((gradient if second else gradient.detach())[None], state, problems.shapes)
         theta = theta + updates[0]
     return total
 
 
-def outer_loss(rule, problems, state, log=False, second=False):
+def outer_loss(rule, problems, state, log=False, second=False, late=0):
     segment = problems.segment
+    weights = (torch.arange(segment.start, segment.stop + 1).double()[:, None] / 10) ** late
     run = unroll(rule, problems, problems.start, state, segment.start, segment.stop)
     if second:
-        return second_order_loss(rule, problems, run, problems.start, state, log)
-    return first_order_loss(rule, run, state, problems.shapes, log)
+        return second_order_loss(rule, problems, run, problems.start, state, log, weights)
+    return first_order_loss(rule, run, state, problems.shapes, log, weights)
 
 
 def with_gradients(rule, loss):
@@ -108,6 +109,13 @@ def check(rule, problems, state=None, **how):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_outer_gradient_is_autograd_through_a_loop(name, log, second):
     check(rule_of(separate_convolutions=name == "ConvNet"), PROBLEMS[name](), log=log, second=second)
+
+
+@ORDERS
+@pytest.mark.parametrize("log", [False, True])
+def test_late_losses_may_count_for_more(log, second):
+    check(rule_of(), quadratics(), log=log, second=second, late=2)
+    check(rule_of(), quadratics(start=3, stop=5), log=log, second=second, late=0.5)
 
 
 @ORDERS
