@@ -22,6 +22,10 @@ from lightning_meta import cli
 
 ONLY_BY_NAME = True
 CONFIG = "configs/learnet_omniglot.yaml"
+PAPER = [  # its networks, and pairs of one alphabet, 25 an episode
+    *("--model.trunk=paper", "--schedule.ways=5", "--schedule.queries=1"),
+    *("--data.batch_size=8", "--data.rotations=false", "--data.augment=0"),
+]
 METRICS = ("inner_product", "euclidean", "weighted_l1")
 TABLE_1 = {  # error in %, by metric; "?" is from memory
     "siamese": ("48.5 ?", "37.3 ?", "41.8"),
@@ -71,7 +75,7 @@ def command(variant: str, metric: str, folder: Path, seed: int, options: argpars
         days, rest = divmod(options.seconds, 24 * 60 * 60)
         limits += [f"--timer.duration={days:02d}:{time.strftime('%H:%M:%S', time.gmtime(rest))}"]
     return [
-        *("fit", "--config", CONFIG, f"--model.loss={loss}", *options.fit),
+        *("fit", "--config", CONFIG, *PAPER, f"--model.loss={loss}", *options.fit),
         *(f"--model.variant={variant}", f"--model.metric={metric}", f"--data.root={options.root}", *limits),
         *(f"--trainer.logger.init_args.save_dir={folder.parent}", f"--trainer.logger.init_args.name={folder.name}"),
         *(f"--seed_everything={seed}", "--ckpt_path=last"),
