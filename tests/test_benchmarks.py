@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import learnet_layer, local_filtering, meta_step, one_shot, training_step
+from benchmarks import hyper_lstm, learnet_layer, local_filtering, meta_step, one_shot, training_step
 from benchmarks.__main__ import main
 from benchmarks.report import report
+from lightning_meta.hypernetworks import HyperLSTM
 from lightning_meta.learnets.layers import FactorisedConv2d
 from lightning_meta.results import benchmarks
 
@@ -24,10 +25,10 @@ def test_the_list_names_every_benchmark(capsys):
 
 def test_without_a_name_none_runs_that_takes_hours(monkeypatch):
     ran = []
-    for module in (learnet_layer, local_filtering, meta_step, one_shot, training_step):
+    for module in (hyper_lstm, learnet_layer, local_filtering, meta_step, one_shot, training_step):
         monkeypatch.setattr(module, "main", lambda arguments, module=module: ran.append(module))
     main([])
-    assert ran == [learnet_layer, local_filtering, meta_step, training_step]
+    assert ran == [hyper_lstm, learnet_layer, local_filtering, meta_step, training_step]
     main(["one_shot"])
     assert ran[-1] is one_shot
 
@@ -64,6 +65,22 @@ def test_rows_of_a_predicted_layer():
     assert all(row["peak MiB"] > 0 for row in rows)
     assert [row["predicted values"] for row in rows] == ["27", "27", "27", "54"]
     assert [row["head's parameters"] for row in rows] == ["", "", f"{6 * 27}", f"{6 * 54}"]
+
+
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_a_hyper_lstm_step_by_step_computes_the_same(layer_norm):
+    lstm = HyperLSTM(3, 5, hyper_size=4, embedding_size=2, layer_norm=layer_norm).double()
+    for weight in lstm.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    torch.testing.assert_close(hyper_lstm.step_by_step(lstm.cells[0], x), lstm(x)[0])
+
+
+def test_rows_of_a_hyper_lstm():
+    options = argparse.Namespace(device="cpu", repeats=1)
+    rows = hyper_lstm.measure(hyper_lstm.Setting("tiny", 2, 3, 4, 5, 3, 2), options)
+    assert [row["x torch.nn.LSTM"] == 1 for row in rows] == [True, False, False, False, False]
+    assert all(row["ms"] > 0 and row["peak MiB"] > 0 for row in rows)
 
 
 @pytest.fixture
