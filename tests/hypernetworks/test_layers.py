@@ -1,0 +1,451 @@
+"""The recurrent layers against their equations, written one gate and one sample at a time, in float64."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
+
+from lightning_meta.hypernetworks import HyperLSTM, HyperLSTMCell, HyperRNN, HyperRNNCell, layers
+
+LSTM_OPTIONS = [
+    {"layer_norm": layer_norm, "embed_previous": previous} for layer_norm in (True, False) for previous in (True, False)
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def randomised(layer: nn.Module) -> nn.Module:
+    """In float64, no weight at its start."""
+    with torch.no_grad():
+        for weight in layer.double().parameters():
+            weight.normal_(std=0.5)
+    return layer
+
+
+def norm(cell, x: Tensor, k: int, prefix: str = "") -> Tensor:
+    if not cell.layer_norm:
+        return x
+    x = (x - x.mean()) / (((x - x.mean()) ** 2).mean() + 1e-3).sqrt()
+    return getattr(cell, f"{prefix}norm_weight")[k] * x + getattr(cell, f"{prefix}norm_bias")[k]
+
+
+def units(cell, sums: list[Tensor], c: Tensor, prefix: str = "") -> tuple[Tensor, Tensor]:
+    i, f, g, o = (norm(cell, y, k, prefix) for k, y in enumerate(sums))
+    c = torch.sigmoid(f + 1) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(norm(cell, c, 4, prefix)), c
+
+
+def blocks(weight: Tensor, cell) -> list[Tensor]:
+    return list(weight.chunk(cell.gates))
+
+
+def scaled_sums(cell, x: Tensor, h: Tensor, hyper_h: Tensor) -> list[Tensor]:
+    """Gates of one sample, from each one's three embeddings."""
+    sums = []
+    for y in range(cell.gates):
+        z_h = cell.embed_weight[0, y] @ hyper_h + cell.embed_bias[0, y]
+        z_x = cell.embed_weight[1, y] @ hyper_h + cell.embed_bias[1, y]
+        z_b = cell.embed_weight[2, y] @ hyper_h
+        d_h, d_x, b = (cell.scale_weight[j, y] @ z for j, z in enumerate((z_h, z_x, z_b)))
+        b = b + blocks(cell.bias, cell)[y]
+        sums.append(d_h * (blocks(cell.weight_hh, cell)[y] @ h) + d_x * (blocks(cell.weight_ih, cell)[y] @ x) + b)
+    return sums
+
+
+def hyper_sums(cell, x: Tensor, h: Tensor, hyper_h: Tensor) -> list[Tensor]:
+    weights = (blocks(w, cell) for w in (cell.hyper_weight_hh, cell.hyper_weight_ih, cell.hyper_bias))
+    return [w_h @ hyper_h + w_x @ torch.cat([h, x]) + b for w_h, w_x, b in zip(*weights, strict=True)]
+
+
+def by_equations(cell, x: Tensor, state, reverse: bool = False):
+    """Outputs (T, B, H) and the last state of one layer in one direction."""
+    outputs, last = [], []
+    for b in range(x.shape[1]):
+        parts = [s[b].split([cell.hidden_size, cell.hyper_size]) for s in state]
+        row = []
+        for t in reversed(range(len(x))) if reverse else range(len(x)):
+            if isinstance(cell, HyperLSTMCell):
+                (h, hyper_h), (c, hyper_c) = parts
+                new, hyper_c = units(cell, hyper_sums(cell, x[t, b], h, hyper_h), hyper_c, "hyper_")
+                read = hyper_h if cell.embed_previous else new
+                h, c = units(cell, scaled_sums(cell, x[t, b], h, read), c)
+                parts = [(h, new), (c, hyper_c)]
+            else:
+                ((h, hyper_h),) = parts
+                hyper_h = torch.tanh(hyper_sums(cell, x[t, b], h, hyper_h)[0])
+                h = torch.tanh(scaled_sums(cell, x[t, b], h, hyper_h)[0])
+                parts = [(h, hyper_h)]
+            row.append(h)
+        outputs.append(torch.stack(row[::-1] if reverse else row))
+        last.append([torch.cat(pair) for pair in parts])
+    return torch.stack(outputs, 1), [torch.stack(parts) for parts in zip(*last, strict=True)]
+
+
+def compare(found, wanted, leaves) -> None:
+    """Values, and gradients of a random sum of them."""
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+    grads = [torch.randn_like(b) for b in wanted]
+    found, wanted = (torch.autograd.grad(outputs, leaves, grads) for outputs in (found, wanted))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+CELLS = [*((HyperLSTMCell, options) for options in LSTM_OPTIONS), (HyperRNNCell, {})]
+
+
+@pytest.mark.parametrize("together", [0, 1000])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("kind", "options"), CELLS)
+def test_a_layer_equals_the_equations(kind, options, reverse, together, monkeypatch):
+    """Gate by gate, as large sizes are, and all gates at once."""
+    monkeypatch.setattr(layers, "_TOGETHER", together)
+    cell = randomised(kind(3, 5, hyper_size=4, embedding_size=2, **options))
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    count = 2 if kind is HyperLSTMCell else 1
+    state = [torch.randn(2, 9, dtype=torch.float64, requires_grad=True) for _ in range(count)]
+    output, last = cell.sequence(x.flatten(0, 1), [2] * 4, state, reverse)
+    wanted, wanted_last = by_equations(cell, x, state, reverse)
+    compare([output.unflatten(0, (4, 2)), *last], [wanted, *wanted_last], [x, *state, *cell.parameters()])
+
+
+@pytest.mark.parametrize("recurrent_dropout", [0.0, 0.4])
+@pytest.mark.parametrize("options", LSTM_OPTIONS)
+def test_gradcheck(options, recurrent_dropout):
+    """Two layers, both directions, sequences of several lengths, masks drawn from one seed."""
+    lstm = HyperLSTM(
+        2,
+        3,
+        2,
+        dropout=recurrent_dropout,
+        bidirectional=True,
+        hyper_size=2,
+        embedding_size=2,
+        recurrent_dropout=recurrent_dropout,
+        hyper_recurrent_dropout=recurrent_dropout,
+        **options,
+    )
+    names = [name for name, _ in randomised(lstm).named_parameters()]
+
+    def run(a, b, h, c, *weights):
+        torch.manual_seed(1)
+        packed = pack_sequence([a, b], enforce_sorted=False)
+        weights = dict(zip(names, weights, strict=True))
+        output, state = torch.func.functional_call(lstm, weights, (packed, (h, c)))
+        return output.data, *state
+
+    inputs = [torch.randn(shape, dtype=torch.float64) for shape in ((2, 2), (3, 2), (4, 2, 5), (4, 2, 5))]
+    inputs = [t.requires_grad_() for t in (*inputs, *(weight.detach() for weight in lstm.parameters()))]
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+def test_gradcheck_without_a_shortcut():
+    cell = randomised(HyperLSTMCell(2, 2, hyper_size=2, embedding_size=1))
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 2), (2, 4), (2, 4))]
+
+    def run(x, h, c, *weights):
+        output, state = cell.sequence(x, [2, 2], (h, c))
+        return output, *state
+
+    assert torch.autograd.gradcheck(run, (*inputs, *cell.parameters()))
+
+
+@pytest.mark.parametrize("layer", [HyperLSTM, HyperRNN])
+def test_without_scales_it_is_torchs_layer(layer):
+    """d_h = d_x = 1 and b = b_0."""
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+    settings = {"layer_norm": False} if layer is HyperLSTM else {}
+    ours = layer(3, 5, hyper_size=4, embedding_size=2, **options, **settings).double()
+    theirs = (nn.LSTM if layer is HyperLSTM else nn.RNN)(3, 5, **options).double()
+    for cell, suffix in zip(ours.cells, ("l0", "l0_reverse", "l1", "l1_reverse"), strict=True):
+        with torch.no_grad():
+            cell.embed_weight[2].zero_()
+            cell.scale_weight[:2].fill_(1 / 2)
+            cell.weight_ih.copy_(getattr(theirs, f"weight_ih_{suffix}"))
+            cell.weight_hh.copy_(getattr(theirs, f"weight_hh_{suffix}"))
+            cell.bias.copy_(getattr(theirs, f"bias_ih_{suffix}") + getattr(theirs, f"bias_hh_{suffix}"))
+            if layer is HyperLSTM:
+                cell.bias[5:10] -= 1  # it adds 1 to the forget gate
+    x = torch.randn(2, 7, 3, dtype=torch.float64)
+    output, state = ours(x)
+    wanted, wanted_state = theirs(x)
+    torch.testing.assert_close(output, wanted)
+    state, wanted_state = (s if isinstance(s, tuple) else (s,) for s in (state, wanted_state))
+    for a, b in zip(state, wanted_state, strict=True):
+        torch.testing.assert_close(a[..., :5], b)
+
+
+def both_layers(**options):
+    return [randomised(layer(3, 5, hyper_size=4, embedding_size=2, **options)) for layer in (HyperLSTM, HyperRNN)]
+
+
+def parts(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+def test_packed_sequences_run_each_alone():
+    for layer in both_layers(num_layers=2, bidirectional=True):
+        sequences = [torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (2, 5, 3)]
+        start = [torch.randn(4, 3, 9, dtype=torch.float64) for _ in range(layer.states)]
+        as_state = tuple if layer.states == 2 else (lambda s: s[0])
+        packed, state = layer(pack_sequence(sequences, enforce_sorted=False), as_state(start))
+        outputs, lengths = pad_packed_sequence(packed)
+        assert lengths.tolist() == [2, 5, 3]
+        for b, sequence in enumerate(sequences):
+            wanted, wanted_state = layer(sequence, as_state([s[:, b] for s in start]))
+            torch.testing.assert_close(outputs[: len(sequence), b], wanted)
+            for a, w in zip(parts(state), parts(wanted_state), strict=True):
+                torch.testing.assert_close(a[:, b], w)
+
+
+def test_batch_first_and_unbatched():
+    for layer in both_layers():
+        x = torch.randn(4, 2, 3, dtype=torch.float64)
+        wanted, state = layer(x)
+        layer.batch_first = True
+        output, _ = layer(x.transpose(0, 1))
+        torch.testing.assert_close(output.transpose(0, 1), wanted)
+        output, last = layer(x[:, 1])
+        torch.testing.assert_close(output, wanted[:, 1])
+        torch.testing.assert_close(parts(last)[0], parts(state)[0][:, 1])
+
+
+def test_a_carried_state_goes_on_and_a_cell_makes_the_same_steps():
+    for layer in both_layers():
+        x = torch.randn(5, 2, 3, dtype=torch.float64)
+        wanted, state = layer(x)
+        first, carried = layer(x[:2])
+        second, carried = layer(x[2:], carried)
+        torch.testing.assert_close(torch.cat([first, second]), wanted)
+        stepped = None
+        for step in x:
+            stepped = layer.cells[0](step, stepped)
+        for a, b, c in zip(parts(carried), parts(stepped), parts(state), strict=True):
+            torch.testing.assert_close(a, c)
+            torch.testing.assert_close(b, c[0])
+
+
+def test_a_layer_reads_the_one_below():
+    for layer in both_layers(num_layers=2, dropout=0.5):
+        x = torch.randn(4, 2, 3, dtype=torch.float64)
+        start = [torch.zeros(2, 9, dtype=torch.float64)] * layer.states
+        low, _ = layer.cells[0].sequence(x.flatten(0, 1), [2] * 4, start)
+        torch.manual_seed(1)
+        wanted, _ = layer.cells[1].sequence(F.dropout(low, 0.5), [2] * 4, start)
+        torch.manual_seed(1)
+        torch.testing.assert_close(layer(x)[0].flatten(0, 1), wanted)
+        layer.eval()
+        wanted, _ = layer.cells[1].sequence(low, [2] * 4, start)
+        torch.testing.assert_close(layer(x)[0].flatten(0, 1), wanted)
+
+
+def test_without_gradients_the_same_comes_out():
+    lstm, _ = both_layers(bidirectional=True)
+    x = pack_sequence([torch.randn(n, 3, dtype=torch.float64) for n in (4, 2)])
+    (wanted, state) = lstm(x)
+    with torch.no_grad():
+        output, last = lstm(x)
+    assert torch.equal(output.data, wanted.data)
+    assert all(torch.equal(a, b) for a, b in zip(last, state, strict=True))
+
+
+def test_gradients_can_be_asked_for_again_but_not_differentiated():
+    lstm, _ = both_layers()
+    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    output = lstm(x)[0].sum()
+    once, again = (torch.autograd.grad(output, x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(once, again)
+    (grad,) = torch.autograd.grad(lstm(x)[0].sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        grad.sum().backward()
+
+
+def test_recurrent_dropout_drops_tanh_g_and_nothing_else():
+    """With all gates open and tanh(g) = 1, c counts the steps at which a unit was kept."""
+    cell = HyperLSTMCell(1, 400, hyper_size=2, layer_norm=False, recurrent_dropout=0.25).double()
+    with torch.no_grad():
+        cell.scale_weight.zero_()
+        cell.bias.fill_(50)
+    x = torch.zeros(20, 1, 1, dtype=torch.float64)
+    state = (cell.start(1),) * 2
+    _, (_, c) = cell.sequence(x.flatten(0, 1), [1] * 20, state)
+    kept = c[0, :400] * 0.75
+    torch.testing.assert_close(kept, kept.round())
+    assert abs(kept.mean() - 15) < 0.3
+    assert len(kept.unique()) > 4, "a mask of its own at each step"
+    _, (_, c) = cell.eval().sequence(x.flatten(0, 1), [1] * 20, state)
+    torch.testing.assert_close(c[0, :400], torch.full((400,), 20.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("init", ["paper", "broken-symmetry"])
+@pytest.mark.parametrize("embedding_size", [1, 4])
+@pytest.mark.parametrize("kind", [HyperLSTMCell, HyperRNNCell])
+def test_start(kind, embedding_size, init):
+    cell = kind(6, 8, hyper_size=5, embedding_size=embedding_size, init=init)
+    d = cell.scales(torch.randn(3, 13))
+    assert d.shape == (3, 3, cell.gates, 8)
+    torch.testing.assert_close(d[:, :2], torch.full_like(d[:, :2], 0.1))
+    assert not d[:, 2].any()
+    for weight in (cell.weight_hh, cell.weight_ih, cell.hyper_weight_hh, cell.hyper_weight_ih):
+        for gate in weight.chunk(cell.gates):
+            narrow = gate if gate.shape[0] <= gate.shape[1] else gate.T
+            torch.testing.assert_close(narrow @ narrow.T, torch.eye(len(narrow)), rtol=0, atol=1e-5)
+    assert not cell.bias.any()
+    assert not cell.hyper_bias.any()
+    assert 0.002 < cell.embed_weight[2].std() < 0.02
+
+
+def test_at_the_start_nothing_depends_on_the_small_network():
+    cell = HyperLSTMCell(3, 6, hyper_size=4)
+    x, state = torch.randn(8, 3), (cell.start(2),) * 2
+    output, _ = cell.sequence(x, [2] * 4, state)
+    small = [weight for name, weight in cell.named_parameters() if name.startswith("hyper_")]
+    assert not any(grad.any() for grad in torch.autograd.grad(output.square().sum(), small))
+    torch.nn.init.normal_(cell.hyper_weight_ih)
+    assert torch.equal(cell.sequence(x, [2] * 4, state)[0], output)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(HyperLSTM, 1e-12), (HyperRNN, 1e-12)])
+def test_components_of_an_embedding_stay_equal_under_the_papers_start_alone(kind, tolerance):
+    def spread(init: str) -> float:
+        torch.manual_seed(0)
+        layer = kind(3, 6, hyper_size=4, embedding_size=3, init=init).double()
+        optimizer = torch.optim.Adam(layer.parameters(), 0.01)
+        x, y = torch.randn(5, 4, 3, dtype=torch.float64), torch.randn(5, 4, 6, dtype=torch.float64)
+        for _ in range(10):
+            optimizer.zero_grad()
+            (layer(x)[0] - y).square().sum().backward()
+            optimizer.step()
+        moved = layer.cells[0].embed_weight[:2]
+        assert moved.abs().max() > 0.01, "they are learned"
+        return (moved - moved.mean(2, keepdim=True)).abs().max().item()
+
+    assert spread("paper") <= tolerance
+    assert spread("broken-symmetry") > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("inputs", "hidden", "hyper", "embedding", "layers", "layer_norm", "outputs", "count"),
+    [
+        (50, 1000, 128, 4, 1, False, 50, 4_911_874),  # Penn Treebank
+        (50, 1000, 128, 4, 1, True, 50, 4_923_154),
+        (50, 1000, 128, 16, 2, True, 50, 14_407_714),
+        (205, 1800, 256, 64, 1, False, 205, 18_708_213),  # enwik8
+        (205, 2048, 512, 64, 1, True, 205, 26_541_773),
+        (3, 900, 128, 4, 1, False, 121, 3_941_181),  # handwriting
+        (3, 900, 128, 4, 1, True, 121, 3_951_461),
+    ],
+)
+def test_as_many_parameters_as_the_paper_prints(inputs, hidden, hyper, embedding, layers, layer_norm, outputs, count):
+    with torch.device("meta"):
+        lstm = HyperLSTM(inputs, hidden, layers, hyper_size=hyper, embedding_size=embedding, layer_norm=layer_norm)
+    assert sum(p.numel() for p in lstm.parameters()) + hidden * outputs + outputs == count
+
+
+def test_names_in_a_checkpoint():
+    assert list(HyperLSTM(2, 3, 2, hyper_size=2).state_dict())[:13] == [
+        f"cells.0.{name}"
+        for name in (
+            "weight_ih",
+            "weight_hh",
+            "bias",
+            "hyper_weight_ih",
+            "hyper_weight_hh",
+            "hyper_bias",
+            "embed_weight",
+            "embed_bias",
+            "scale_weight",
+            "norm_weight",
+            "norm_bias",
+            "hyper_norm_weight",
+            "hyper_norm_bias",
+        )
+    ]
+
+
+def test_the_operators_meet_what_torch_asks_of_them():
+    lstm, _ = both_layers()
+    seen = []
+    original = torch.ops.lightning_meta.hyper_lstm.default
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            if operator is original:
+                seen.append(args)
+            return operator(*args, **(kwargs or {}))
+
+    with Watch():
+        lstm(torch.randn(3, 2, 3, dtype=torch.float64))
+    (arguments,) = seen
+
+    def fresh(value):
+        if isinstance(value, Tensor):
+            return value.detach().clone().requires_grad_()
+        return [fresh(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(original, tuple(fresh(value) for value in arguments), test_utils=tests)
+
+
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_compiled_it_computes_the_same(layer_norm):
+    lstm = randomised(HyperLSTM(3, 5, 2, bidirectional=True, hyper_size=4, embedding_size=2, layer_norm=layer_norm))
+    compiled = torch.compile(copy.deepcopy(lstm), backend="aot_eager", fullgraph=True)
+    x = torch.randn(3, 2, 3, dtype=torch.float64)
+    for run in (lstm, compiled):
+        output, (h, c) = run(x)
+        (output.square().sum() + h.sum() + c.sum()).backward()
+    torch.testing.assert_close(compiled(x)[0], lstm(x)[0])
+    for a, b in zip(compiled.parameters(), lstm.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("layer", [HyperLSTM, HyperRNN])
+def test_bfloat16(layer):
+    ours = layer(8, 16, 2, hyper_size=8, bidirectional=True)
+    x = torch.randn(6, 4, 8)
+    wanted = ours(x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ours(x)[0]
+    output.float().square().sum().backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in ours.parameters())
+    torch.testing.assert_close(output.float(), wanted, rtol=0.1, atol=0.03)
+    output = ours.bfloat16()(x.bfloat16())[0]
+    assert output.dtype == torch.bfloat16
+    output.sum().backward()
+    torch.testing.assert_close(output.float(), wanted, rtol=0.1, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init": "zeros"}, "expected init of paper or broken-symmetry"),
+        ({"hyper_size": 0}, "expected hyper_size of at least 1"),
+        ({"embedding_size": 0}, "expected embedding_size of at least 1"),
+        ({"num_layers": 0}, "expected num_layers of at least 1"),
+        ({"dropout": 1.0}, "expected dropout of at least 0 and below 1"),
+        ({"recurrent_dropout": -0.1}, "expected recurrent_dropout of at least 0"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        HyperLSTM(3, 4, **options)
+
+
+def test_inputs_that_do_not_fit():
+    lstm = HyperLSTM(3, 4, hyper_size=2)
+    for shape in ((5, 2, 4), (3,), (0, 2, 3)):
+        with pytest.raises(ValueError, match="expected x of 2 or 3 dimensions, the last of 3"):
+            lstm(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"expected 2 state tensors of shape \(1, 2, 6\)"):
+        lstm(torch.zeros(5, 2, 3), (torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)))
