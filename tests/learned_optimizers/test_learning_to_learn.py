@@ -198,7 +198,9 @@ def test_a_run_resumes_exactly(tmp_path, stop):
     assert not torch.equal(weights(first), weights(whole))
 
 
-@pytest.mark.parametrize("options", [{}, {"second_order": True}, {"averaging_cells": 2}, {"objective": "log", "late": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"second_order": True}, {"averaging_cells": 2}, {"objective": "log"}, {"late": 2}]
+)
 def test_training_goes_on_without_problems_that_overflow(tmp_path, monkeypatch, options):
     spoil(monkeypatch, 1)
     model = model_of(**options)
