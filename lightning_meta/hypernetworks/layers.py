@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 _STARTS = ("paper", "broken-symmetry")
 _EPSILON = 1e-3  # of every layer norm; from the authors' code
-_TOGETHER = 2**14  # numbers of a gate up to which a step works on all gates at once
+_BLOCK = 2**14  # numbers of a gate that are worked on at once: what is made of them stays in cache
 
 
 class _HyperCell(nn.Module):
@@ -202,7 +202,9 @@ class HyperLSTMCell(_HyperCell):
         else:
             bias = (bias.view(4, H) + forget[:4]).flatten()
             hyper_bias = (hyper_bias.view(4, S) + forget[:4]).flatten()
-        scale = torch.cat([self.scale_weight.mT, F.pad(bias.view(1, 4, 1, H), (0, 0, 0, 0, 0, 0, 2, 0))], 2)
+        scale = torch.cat([self.scale_weight.mT, F.pad(bias.view(1, 4, 1, H), (0, 0, 0, 0, 0, 0, 2, 0))], 2).flatten(
+            0, 1
+        )
         projected = self._project(x)
         dtype = torch.promote_types(self.bias.dtype, torch.float32)  # of all but the largest products
         masks = (
@@ -573,8 +575,10 @@ def _keep_mask(x: Tensor, shape: tuple[int, int], p: float, dtype: torch.dtype) 
 # The operator behind HyperLSTMCell, and its gradients.
 #
 # Autograd would keep a graph of some sixty operations a step, and add to every weight's gradient at every step. Here a
-# step keeps only what its gradients need, each gate in contiguous memory, and weights' gradients are one product after
-# the loop; but for the scales', since what they are made of is larger than all the rest together.
+# step keeps only what its gradients need, and weights' gradients are one product after the loop; but for the scales',
+# since what they are made of is larger than all the rest together. All but the large products goes block by block of
+# rows (n, or r of them), each gate in contiguous memory. Views are made before the loop where that is simple: one costs
+# as much as a small operation.
 #
 # Step t is some n rows of every (N, ...) tensor. A sample's state stays where it is once its sequence is over, or until
 # it starts in reverse: a step touches the first n rows of a state alone.
@@ -583,7 +587,7 @@ def _keep_mask(x: Tensor, shape: tuple[int, int], p: float, dtype: torch.dtype) 
 
 
 class _Kept(NamedTuple):
-    """What a network keeps for its gradients: (N, ...), or of one step (n, units), by gate where there are several."""
+    """What a network keeps for its gradients: (N, ...), or of one block (r, units), by gate where there are several."""
 
     h: Tensor  # before the step
     c: Tensor  # before the step
@@ -597,65 +601,45 @@ class _Kept(NamedTuple):
         sizes = (H, H, 4 * H, H, 5 * H * normed, 5 * normed)
         return cls(*(like.new_empty(rows, size) for size in sizes))
 
-    def steps(self, batch_sizes: list[int]) -> "list[_Kept]":
-        slabs = zip(self, (0, 0, 4, 0, 5, 5), strict=True)
-        return [_Kept(*views) for views in zip(*(_views(*slab, batch_sizes) for slab in slabs), strict=True)]
+    def blocks(self, batch_sizes: list[int], rows: int) -> "list[list[_Kept]]":
+        """Of each step."""
+        slabs = [
+            [[block.view(k, len(block), slab.shape[1] // k) if k else block for block in step] for step in steps]
+            for slab, k in zip(self, (0, 0, 4, 0, 5, 5), strict=True)
+            for steps in [_blocks(slab, batch_sizes, rows)]
+        ]
+        return [[_Kept(*block) for block in zip(*step, strict=True)] for step in zip(*slabs, strict=True)]
 
 
-def _views(slab: Tensor, gates: int, batch_sizes: list[int]) -> Sequence[Tensor]:
+def _steps(slab: Tensor, batch_sizes: list[int]) -> Sequence[Tensor]:
     """Each step's rows. A slab that is too small for all steps serves each in turn."""
-    whole = len(slab) == sum(batch_sizes)
-    steps = slab.split(batch_sizes) if whole else [slab[:n] for n in batch_sizes]
-    return [step.view(gates, len(step), slab.shape[1] // gates) for step in steps] if gates else steps
+    return slab.split(batch_sizes) if len(slab) == sum(batch_sizes) else [slab[:n] for n in batch_sizes]
+
+
+def _blocks(slab: Tensor, batch_sizes: list[int], rows: int) -> list[Sequence[Tensor]]:
+    return [step.split(rows) for step in _steps(slab, batch_sizes)]
+
+
+def _mask_blocks(mask: Tensor | None, batch_sizes: list[int], rows: int) -> list[Sequence[Tensor | None]]:
+    return [[None] * -(-n // rows) for n in batch_sizes] if mask is None else _blocks(mask, batch_sizes, rows)
 
 
 def _by_gate(x: Tensor, H: int) -> Tensor:
-    """(4, N, H) view of the first columns of (N, 4H + ...)."""
+    """(4, r, H) view of the first columns of (r, 4H + ...)."""
     return x[:, : 4 * H].unflatten(1, (4, H)).transpose(0, 1)
 
 
-def _masks(mask: Tensor | None, batch_sizes: list[int]) -> Sequence[Tensor | None]:
-    return len(batch_sizes) * [None] if mask is None else mask.split(batch_sizes)
+def _by_scale(z: Tensor, Z: int) -> Tensor:
+    """(12, r, Z) view of (r, 12 Z)."""
+    return z.view(len(z), 12, Z).transpose(0, 1)
 
 
-class _Group(NamedTuple):
-    """Gates that a step works on together: all four while they are small, else one, so that all of it stays in cache.
-
-    Views are made before the loop, since one costs as much as a small operation.
-    """
-
-    gates: slice
-    scale: Tensor  # (kinds * gates, Z, H)
-    z: Sequence[Tensor]  # (kinds * gates, n, Z) of each step; the following ones (gates, n, H)
-    x: Sequence[Tensor]  # the products with x
-    h: Sequence[Tensor]  # and with h
-
-    @classmethod
-    def of(cls, scale: Tensor, z: Tensor, x: Tensor, h: Tensor, batch_sizes: list[int]) -> "list[_Group]":
-        Z, H = scale.shape[2:]
-        slices = [slice(0, 4)] if max(batch_sizes) * H <= _TOGETHER else [slice(k, k + 1) for k in range(4)]
-        z = [step.view(len(step), 3, 4, Z).permute(1, 2, 0, 3) for step in _views(z, 0, batch_sizes)]
-        x, h = ([_by_gate(step, H) for step in _views(t, 0, batch_sizes)] for t in (x, h))
-        return [
-            cls(
-                g,
-                scale[:, g].flatten(0, 1),
-                [step[:, g].flatten(0, 1) for step in z],
-                *([step[g] for step in steps] for steps in (x, h)),
-            )
-            for g in slices
-        ]
-
-
-def _scratch(like: Tensor, g: _Group, batch_sizes: list[int]) -> dict[int, tuple[Tensor, ...]]:
-    """Memory that every step and every group uses again: for n rows (kinds * gates, n, H), and each kind of it."""
-    gates = g.gates.stop - g.gates.start
-    memory = like.new_empty(3 * gates, max(batch_sizes), like.shape[-1])
-    return {n: (memory[:, :n], *memory[:, :n].unflatten(0, (3, gates))) for n in set(batch_sizes)}
+def _block_rows(H: int, batch_sizes: list[int]) -> int:
+    return min(max(_BLOCK // H, 1), max(batch_sizes))
 
 
 def _normalise(x: Tensor, norm: Tensor, normal: Tensor, rstd: Tensor) -> None:
-    """Layer norm of gates (gates, n, H), in place; norm (2, gates, 1, H)."""
+    """Layer norm of gates (gates, r, H), in place; norm (2, gates, 1, H)."""
     found, _, r = torch.native_layer_norm(x, x.shape[2:], None, None, _EPSILON)
     rstd.copy_(r)
     torch.addcmul(norm[1], normal.copy_(found), norm[0], out=x)
@@ -672,15 +656,14 @@ def _normalise_backward(grad: Tensor, norm: Tensor, grad_norm: Tensor, normal: T
     torch.mul(found, rstd, out=grad)
 
 
-def _activate(gates: Tensor, half: Tensor, offset: Tensor) -> None:
-    """Gates from their sums, in place. sigmoid(x) = tanh(x / 2) / 2 + 1 / 2 takes a third of sigmoid's time."""
-    gates.mul_(half).tanh_()
-    torch.addcmul(offset, gates, half, out=gates)
-
-
 def _update(kept: _Kept, c: Tensor, norm: Tensor | None, mask: Tensor | None) -> Tensor:
-    """The next h from the gates; c in place."""
+    """The next h from the gates' sums, in ``kept.gates``; gates and c in place."""
+    if norm is not None:
+        _normalise(kept.gates, norm[:, :4], kept.normal[:4], kept.rstd[:4])
     i, f, g, o = kept.gates.unbind()
+    kept.gates[:2].sigmoid_()
+    g.tanh_()
+    o.sigmoid_()
     c.mul_(f).addcmul_(i if mask is None else i * mask, g)
     if norm is None:
         torch.tanh(c, out=kept.tanh_c)
@@ -698,23 +681,24 @@ def _update_backward(
     norm: Tensor | None,
     grad_norm: Tensor | None,
     mask: Tensor | None,
-) -> Tensor:
-    """Gradients (4, n, H) of what the gates' nonlinearities were given; of c in place."""
-    gates, grads = kept.gates.unbind(), torch.empty_like(kept.gates)
-    i, f, g, o = gates
+    out: Tensor,
+) -> None:
+    """Gradients of the gates' sums into out (4, r, H), of c in place. Adds to grad_norm."""
+    i, f, g, o = kept.gates.unbind()
     to_c = torch.ops.aten.tanh_backward(grad_h * o, kept.tanh_c)
     if norm is not None:
         _normalise_backward(to_c[None], norm[:, 4:], grad_norm[:, 4:], kept.normal[4:], kept.rstd[4:])
     grad_c += to_c
     masked = grad_c if mask is None else grad_c * mask
-    for to, gate, a, b in zip(
-        grads.unbind(), gates, (masked, grad_c, masked, grad_h), (g, kept.c, i, kept.tanh_c), strict=True
-    ):
+    to_i, to_f, to_g, to_o = out.unbind()
+    for to, a, b in ((to_i, masked, g), (to_f, grad_c, kept.c), (to_g, masked, i), (to_o, grad_h, kept.tanh_c)):
         torch.mul(a, b, out=to)
-        backward = torch.ops.aten.tanh_backward if gate is g else torch.ops.aten.sigmoid_backward
-        backward.grad_input(to, gate, grad_input=to)
+    for to, gates in ((out[:2], kept.gates[:2]), (to_o, o)):
+        torch.ops.aten.sigmoid_backward.grad_input(to, gates, grad_input=to)
+    torch.ops.aten.tanh_backward.grad_input(to_g, g, grad_input=to_g)
     grad_c *= f
-    return grads
+    if norm is not None:
+        _normalise_backward(out, norm[:, :4], grad_norm[:, :4], kept.normal[:4], kept.rstd[:4])
 
 
 @torch.library.custom_op("lightning_meta::hyper_lstm", mutates_args=())
@@ -736,7 +720,8 @@ def _hyper_lstm(
     Args:
         projected: (N, 4H + 4S), both networks' products with x.
         weight_h: (4H + 4S, H), in the dtype of ``projected``, in which those two products run.
-        weights: of the small network (4S, S) and (4S); to z (12 Z, S) and (12 Z); scale (3, 4, Z, H).
+        weights: of the small network (4S, S) and (4S); to z (12 Z, S) and (12 Z); scale (12, Z, H). The 12 are d_h of
+            all gates, d_x of all gates, b of all gates.
         norms: None or two, (2, 5, 1, H) and (2, 5, 1, S): gain and bias of the gates and c.
         mask: (N, H).
         hyper_mask: (N, S).
@@ -750,53 +735,49 @@ def _hyper_lstm(
         Outputs (N, H), the four parts of the last state, and what is kept for the gradients.
     """
     hyper_weight, hyper_bias, embed_weight, embed_bias, scale = weights
-    H, S = scale.shape[3], hyper_weight.shape[1]
+    (_, Z, H), S = scale.shape, hyper_weight.shape[1]
     norm, hyper_norm = norms or (None, None)
     state = [part.clone() for part in state]
     output, main, hyper, z_kept, hyper_kept, with_h = _new_results(projected, weights, norms, batch_sizes, keep)
     weight_h, hyper_weight, embed_weight = weight_h.t().contiguous(), hyper_weight.t(), embed_weight.t()
-    half, offset = scale.new_tensor([[0.5, 0.5, 1, 0.5], [0.5, 0.5, 0, 0.5]])[..., None, None]
-    groups = _Group.of(scale, z_kept, projected, with_h, batch_sizes)
-    scratch = _scratch(scale, groups[0], batch_sizes)
+    rows = _block_rows(H, batch_sizes)
+    scratch = scale.new_empty(12, rows, H)
+    by_size = {r: (scratch[:, :r], *scratch[:, :r].unflatten(0, (3, 4))) for r in range(1, rows + 1)}
     states = {n: [part[:n] for part in state] for n in set(batch_sizes)}
     steps = zip(
-        range(len(batch_sizes)),
-        main.steps(batch_sizes),
-        hyper.steps(batch_sizes),
-        projected[:, 4 * H :].split(batch_sizes),
-        _views(with_h[:, 4 * H :], 0, batch_sizes),
-        output.split(batch_sizes),
-        *(_views(slab, 0, batch_sizes) for slab in (z_kept, hyper_kept, with_h)),
-        *(_masks(m, batch_sizes) for m in (mask, hyper_mask)),
+        batch_sizes,
+        hyper.blocks(batch_sizes, max(batch_sizes)),
+        *(
+            _steps(slab, batch_sizes)
+            for slab in (projected[:, 4 * H :], with_h[:, 4 * H :], with_h, z_kept, hyper_kept)
+        ),
+        [None] * len(batch_sizes) if hyper_mask is None else hyper_mask.split(batch_sizes),
+        main.blocks(batch_sizes, rows),
+        *(_blocks(slab, batch_sizes, rows) for slab in (projected, with_h, z_kept, output)),
+        _mask_blocks(mask, batch_sizes, rows),
         strict=True,
     )
     with torch.autocast(projected.device.type, enabled=False):
-        for t, m, s, x, x_h, out, z, new, products, *keeps in list(steps)[:: -1 if reverse else 1]:
-            n = batch_sizes[t]
+        for n, (s,), x, x_h, products, z, new, hyper_keep, *blocks in list(steps)[:: -1 if reverse else 1]:
             h, hyper_h, c, hyper_c = states[n]
-            for to, part in ((m.h, h), (m.c, c), (s.h, hyper_h), (s.c, hyper_c)):
-                to.copy_(part)
             torch.mm(h.to(products.dtype), weight_h, out=products)
 
+            s.h.copy_(hyper_h)
+            s.c.copy_(hyper_c)
             sums = torch.addmm(hyper_bias, hyper_h, hyper_weight).add_(x).add_(x_h)
             s.gates.copy_(_by_gate(sums, S))
-            if norms:
-                _normalise(s.gates, hyper_norm[:, :4], s.normal[:4], s.rstd[:4])
-            _activate(s.gates, half, offset)
-            new.copy_(_update(s, hyper_c, hyper_norm, keeps[1]))
+            new.copy_(_update(s, hyper_c, hyper_norm, hyper_keep))
             hyper_h.copy_(new)
 
             torch.addmm(embed_bias, s.h if embed_previous else new, embed_weight, out=z)
-            d, d_h, d_x, b = scratch[n]
-            for g in groups:
-                torch.bmm(g.z[t], g.scale, out=d)
-                gates = m.gates[g.gates]
-                torch.addcmul(b, d_h, g.h[t], out=gates).addcmul_(d_x, g.x[t])
-                if norms:
-                    _normalise(gates, norm[:, g.gates], m.normal[g.gates], m.rstd[g.gates])
-                _activate(gates, half[g.gates], offset[g.gates])
-            out.copy_(_update(m, c, norm, keeps[0]))
-            h.copy_(out)
+            for m, x, x_h, z, out, keep, h, c in zip(*blocks, h.split(rows), c.split(rows), strict=True):
+                m.h.copy_(h)
+                m.c.copy_(c)
+                d, d_h, d_x, b = by_size[len(h)]
+                torch.bmm(_by_scale(z, Z), scale, out=d)
+                torch.addcmul(b, d_h, _by_gate(x_h, H), out=m.gates).addcmul_(d_x, _by_gate(x, H))
+                out.copy_(_update(m, c, norm, keep))
+                h.copy_(out)
     return [output, *state, *main, *hyper, z_kept, hyper_kept, with_h]
 
 
@@ -805,7 +786,7 @@ def _new_results(
 ) -> tuple[Tensor, _Kept, _Kept, Tensor, Tensor, Tensor]:
     """Memory for outputs, what both networks keep, z, the small network's new h, and both networks' products with h."""
     hyper_weight, _, _, embed_bias, scale = weights
-    N, H, S = projected.shape[0], scale.shape[3], hyper_weight.shape[1]
+    N, H, S = projected.shape[0], scale.shape[2], hyper_weight.shape[1]
     rows = N if keep else max(batch_sizes)
     main, hyper = (_Kept.empty(rows, units, bool(norms), scale) for units in (H, S))
     z, hyper_h = (scale.new_empty(rows, size) for size in (embed_bias.shape[0], S))
@@ -829,64 +810,63 @@ def _hyper_lstm_backward(
 ) -> list[Tensor]:
     """Gradients of ``projected``, ``weight_h``, ``weights``, ``norms`` and ``state``, in this order."""
     hyper_weight, _, embed_weight, _, scale = weights
-    H, S = scale.shape[3], hyper_weight.shape[1]
+    (_, Z, H), S = scale.shape, hyper_weight.shape[1]
     main, hyper, (z_kept, hyper_kept, with_h) = _Kept(*kept[:6]), _Kept(*kept[6:12]), kept[12:]
     grad_state, grad_norms = [grad.clone() for grad in grad_state], [torch.zeros_like(n) for n in norms]
     (norm, hyper_norm), (grad_norm, grad_hyper_norm) = norms or (None, None), grad_norms or (None, None)
     grad_projected, grad_with_h, grad_z = (torch.empty_like(t) for t in (projected, with_h, z_kept))
     grad_sums, grad_scale = scale.new_empty(len(projected), 4 * S), torch.zeros_like(scale)
-    groups = _Group.of(scale, z_kept, projected, with_h, batch_sizes)
-    grad_groups = _Group.of(grad_scale, grad_z, grad_projected, grad_with_h, batch_sizes)
-    scaled, grad_scaled = (_scratch(scale, groups[0], batch_sizes) for _ in range(2))
-    scales = [g.scale.mT.contiguous() for g in groups]
+    rows, scale_t = _block_rows(H, batch_sizes), scale.mT.contiguous()
+    scratch, grad_scratch = scale.new_empty(2, 12, rows, H)
+    by_size = {
+        r: [(t[:, :r], *t[:, :r].unflatten(0, (3, 4))) for t in (scratch, grad_scratch)] for r in range(1, rows + 1)
+    }
     states = {n: [part[:n] for part in grad_state] for n in set(batch_sizes)}
     steps = zip(
-        range(len(batch_sizes)),
-        main.steps(batch_sizes),
-        hyper.steps(batch_sizes),
-        *(t.split(batch_sizes) for t in (grad_output, grad_z, grad_sums, grad_with_h)),
-        _by_gate(grad_sums, S).split(batch_sizes, 1),
-        *(t[:, 4 * H :].split(batch_sizes) for t in (grad_projected, grad_with_h)),
-        *(_masks(m, batch_sizes) for m in (mask, hyper_mask)),
+        batch_sizes,
+        hyper.blocks(batch_sizes, max(batch_sizes)),
+        *(t.split(batch_sizes) for t in (grad_projected[:, 4 * H :], grad_with_h[:, 4 * H :])),
+        *(t.split(batch_sizes) for t in (grad_with_h, grad_z, grad_sums)),
+        [None] * len(batch_sizes) if hyper_mask is None else hyper_mask.split(batch_sizes),
+        main.blocks(batch_sizes, rows),
+        *(
+            _blocks(t, batch_sizes, rows)
+            for t in (projected, with_h, z_kept, grad_projected, grad_with_h, grad_z, grad_output)
+        ),
+        _mask_blocks(mask, batch_sizes, rows),
         strict=True,
     )
     with torch.autocast(projected.device.type, enabled=False):
-        for t, m, s, to_out, to_z, to_sums, to_h, to_gates, *to_both, keep, hyper_keep in list(steps)[
+        for n, (s,), to_x, to_x_h, to_products, to_z, to_sums, hyper_keep, *blocks in list(steps)[
             :: 1 if reverse else -1
         ]:
-            n = batch_sizes[t]
             grad_h, grad_hyper, grad_c, grad_hyper_c = states[n]
-            grad_h += to_out
-            gates = _update_backward(m, grad_h, grad_c, norm, grad_norm, keep)
-            d, d_h, d_x, _ = scaled[n]
-            to_d, to_d_h, to_d_x, to_b = grad_scaled[n]
-            for g, to, scale_t in zip(groups, grad_groups, scales, strict=True):
-                grad = gates[g.gates]
-                if norms:
-                    at = g.gates
-                    _normalise_backward(grad, norm[:, at], grad_norm[:, at], m.normal[at], m.rstd[at])
-                k = len(d) // 3 * 2  # d_h and d_x, not b
-                torch.bmm(g.z[t][:k], g.scale[:k], out=d[:k])
-                torch.mul(grad, d_h, out=to.h[t])
-                torch.mul(grad, d_x, out=to.x[t])
-                torch.mul(grad, g.h[t], out=to_d_h)
-                torch.mul(grad, g.x[t], out=to_d_x)
-                to_b.copy_(grad)
-                to.z[t].copy_(torch.bmm(to_d, scale_t))
-                to.scale.baddbmm_(g.z[t].mT, to_d)
+            for m, x, x_h, z, grad_x, grad_x_h, grad_z_, grad_out, keep, dh, dc in zip(
+                *blocks, grad_h.split(rows), grad_c.split(rows), strict=True
+            ):
+                dh += grad_out
+                (d, d_h, d_x, _), (grad_d, grad_d_h, grad_d_x, grad) = by_size[len(dh)]
+                _update_backward(m, dh, dc, norm, grad_norm, keep, out=grad)
+                z = _by_scale(z, Z)
+                torch.bmm(z[:8], scale[:8], out=d[:8])  # d_h and d_x
+                torch.mul(grad, d_h, out=_by_gate(grad_x_h, H))
+                torch.mul(grad, d_x, out=_by_gate(grad_x, H))
+                torch.mul(grad, _by_gate(x_h, H), out=grad_d_h)
+                torch.mul(grad, _by_gate(x, H), out=grad_d_x)
+                _by_scale(grad_z_, Z).copy_(torch.bmm(grad_d, scale_t))
+                grad_scale.baddbmm_(z.mT, grad_d)
             through_z = to_z @ embed_weight
             if not embed_previous:
                 grad_hyper += through_z
-            gates = _update_backward(s, grad_hyper, grad_hyper_c, hyper_norm, grad_hyper_norm, hyper_keep)
-            if norms:
-                _normalise_backward(gates, hyper_norm[:, :4], grad_hyper_norm[:, :4], s.normal[:4], s.rstd[:4])
-            to_gates.copy_(gates)
-            for to in to_both:
-                to.copy_(to_sums)
+            gates = torch.empty_like(s.gates)
+            _update_backward(s, grad_hyper, grad_hyper_c, hyper_norm, grad_hyper_norm, hyper_keep, out=gates)
+            _by_gate(to_sums, S).copy_(gates)
+            to_x.copy_(to_sums)
+            to_x_h.copy_(to_sums)
             torch.mm(to_sums, hyper_weight, out=grad_hyper)
             if embed_previous:
                 grad_hyper += through_z
-            grad_h.copy_(to_h @ weight_h)
+            grad_h.copy_(to_products @ weight_h)
         return [
             grad_projected,
             grad_with_h.t() @ main.h.to(grad_with_h.dtype),
