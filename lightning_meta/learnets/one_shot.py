@@ -127,10 +127,17 @@ class Similarity(nn.Module):
     def __init__(self, metric: Metric, size: int, offset: bool):
         super().__init__()
         self.metric = metric
-        # begins near scores of a few units, whatever the embeddings' size
-        start = {"inner_product": size**-0.5, "squared_euclidean": 1 / size, "euclidean": 1.0, "weighted_l1": 10 / size}
-        self.scale = nn.Parameter(torch.full((size if metric == "weighted_l1" else 1,), start[metric]))
-        self.offset = nn.Parameter(torch.zeros(())) if offset else 0.0
+        # Scores begin within a few units of zero, whatever the embeddings' size: an offset that began at zero would take
+        # thousands of steps to make up for distances of 10 or 20.
+        start = {
+            "inner_product": (size**-0.5, 0.0),
+            "euclidean": (7 * size**-0.5, 5.0),
+            "weighted_l1": (10 / size, 5.0),
+            "squared_euclidean": (1 / size, 0.0),
+        }
+        scale, middle = start[metric]
+        self.scale = nn.Parameter(torch.full((size if metric == "weighted_l1" else 1,), scale))
+        self.offset = nn.Parameter(torch.tensor(middle)) if offset else 0.0
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Scores (...) of embeddings (..., e), in float32 or better."""
