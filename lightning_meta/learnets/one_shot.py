@@ -127,8 +127,8 @@ class Similarity(nn.Module):
     def __init__(self, metric: Metric, size: int, offset: bool):
         super().__init__()
         self.metric = metric
-        # Scores begin within a few units of zero, whatever the embeddings' size: an offset that began at zero would take
-        # thousands of steps to make up for distances of 10 or 20.
+        # Scores begin within a few units of zero, whatever the embeddings' size: an offset that began at zero would
+        # take thousands of steps to make up for distances of 10 or 20.
         start = {
             "inner_product": (size**-0.5, 0.0),
             "euclidean": (7 * size**-0.5, 5.0),
