@@ -85,7 +85,12 @@ class _HyperCell(nn.Module):
 
     def start(self, batch: int) -> Tensor:
         """The state before the first step: zeros (B, H + S)."""
-        return self.bias.new_zeros(batch, self.hidden_size + self.hyper_size)
+        return self.bias.new_zeros(batch, self.state_size)
+
+    @property
+    def state_size(self) -> int:
+        """H + S."""
+        return self.hidden_size + self.hyper_size
 
     def extra_repr(self) -> str:
         return (
@@ -280,10 +285,13 @@ class HyperRNNCell(_HyperCell):
         return torch.cat(outputs[::-1] if reverse else outputs), (state,)
 
 
-class _HyperRecurrent(nn.Module):
-    """Layers and directions of one kind of cell, with the interface of torch's recurrent layers."""
+class Recurrent(nn.Module):
+    """Layers and directions of one kind of cell, with the interface of torch's recurrent layers.
 
-    cell: type[_HyperCell]
+    A cell has ``sequence``, ``start`` and ``state_size``; see ``HyperLSTMCell``.
+    """
+
+    cell: type[nn.Module]
     states: int  # tensors of a state
 
     def __init__(
@@ -321,16 +329,15 @@ class _HyperRecurrent(nn.Module):
                 f"{tuple(x.data.shape)}: reshape x"
             )
         sizes = x.batch_sizes.tolist() if packed else [data.shape[1]] * data.shape[0]
-        width = self.hidden_size + self.cells[0].hyper_size
-        expected = (len(self.cells), sizes[0], width)
+        expected = (len(self.cells), sizes[0], self.cells[0].state_size)
         if state is None:
-            state = (self.cells[0].bias.new_zeros(expected),) * self.states
+            state = (self.cells[0].start(sizes[0]).expand(expected),) * self.states
         elif unbatched:
             state = [s.unsqueeze(1) for s in state]
         if len(state) != self.states or any(s.shape != expected for s in state):
             raise ValueError(
-                f"expected {self.states} state tensors of shape {expected} (layers * directions, B, hidden_size + "
-                f"hyper_size), got {[tuple(s.shape) for s in state]}: pass the state that a call returned"
+                f"expected {self.states} state tensors of shape {expected} (layers * directions, B, units of a state), "
+                f"got {[tuple(s.shape) for s in state]}: pass the state that a call returned"
             )
         if packed and x.sorted_indices is not None:
             state = [s.index_select(1, x.sorted_indices) for s in state]
@@ -357,7 +364,7 @@ class _HyperRecurrent(nn.Module):
         return data.transpose(0, 1) if self.batch_first else data, state
 
 
-class HyperLSTM(_HyperRecurrent):
+class HyperLSTM(Recurrent):
     """Layers of ``HyperLSTMCell`` with the interface of ``torch.nn.LSTM``.
 
     Each layer and direction has a small LSTM of its own, which reads that layer's h and input.
@@ -394,7 +401,7 @@ class HyperLSTM(_HyperRecurrent):
         return self._run(x, state)
 
 
-class HyperRNN(_HyperRecurrent):
+class HyperRNN(Recurrent):
     """Layers of ``HyperRNNCell`` with the interface of ``torch.nn.RNN``; see ``HyperLSTM``, with h for (h, c)."""
 
     cell, states = HyperRNNCell, 1
