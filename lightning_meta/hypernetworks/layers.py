@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 _STARTS = ("paper", "broken-symmetry")
-_EPSILON = 1e-3  # of every layer norm; from the authors' code
+EPSILON = 1e-3  # of every layer norm; from the authors' code
 
 
 class _HyperCell(nn.Module):
@@ -643,7 +643,7 @@ def _kinds(scratch: Tensor, batch_sizes: list[int]) -> dict[int, tuple[Tensor, .
 
 def _normalise(x: Tensor, norm: Tensor, normal: Tensor, rstd: Tensor) -> None:
     """Layer norm of gates (gates, n, H), in place; norm (2, gates, 1, H)."""
-    found, _, r = torch.native_layer_norm(x, x.shape[2:], None, None, _EPSILON)
+    found, _, r = torch.native_layer_norm(x, x.shape[2:], None, None, EPSILON)
     rstd.copy_(r)
     torch.addcmul(norm[1], normal.copy_(found), norm[0], out=x)
 

@@ -1,0 +1,158 @@
+"""The recurrent networks that the paper compares, by name, and the LSTM among them (Ha et al. 2016, section 4).
+
+Letters as in ``layers.py``: B samples, T steps, I inputs, H hidden units, N rows of a packed sequence.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from lightning_meta.hypernetworks.layers import EPSILON, HyperLSTM, Recurrent
+
+Network = Literal["lstm", "hyper_lstm"]
+
+
+class LSTMCell(nn.Module):
+    r"""LSTM cell with what a HyperLSTM has besides its small network: layer norm and recurrent dropout.
+
+    .. math::
+        y &= LN(W_h^y h_{t-1} + W_x^y x_t + b^y), \quad y \in \{i, f, g, o\} \\
+        c_t &= \sigma(f) c_{t-1} + \sigma(i) \mathrm{Dropout}(\tanh(g)), \quad h_t = \sigma(o) \tanh(LN(c_t))
+
+    The forget gate gets 1 more, after its layer norm. Layer norm has gains and no biases, as the paper's numbers of
+    parameters say.
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        layer_norm: Whether LN normalises or does nothing.
+        recurrent_dropout: Probability that a unit's tanh(g) is dropped at a step, in training.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, layer_norm: bool = False, recurrent_dropout: float = 0.0):
+        super().__init__()
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.layer_norm, self.recurrent_dropout = layer_norm, recurrent_dropout
+        self.weight_ih = nn.Parameter(torch.empty(4 * hidden_size, input_size))
+        self.weight_hh = nn.Parameter(torch.empty(4 * hidden_size, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(4 * hidden_size))
+        if layer_norm:
+            self.norm_weight = nn.Parameter(torch.ones(5, hidden_size))  # of the four gates and of c
+        for weight in (self.weight_ih, self.weight_hh):
+            for gate in weight.chunk(4):
+                nn.init.orthogonal_(gate)
+
+    @property
+    def state_size(self) -> int:
+        """H."""
+        return self.hidden_size
+
+    def start(self, batch: int) -> Tensor:
+        """The state before the first step: zeros (B, H)."""
+        return self.bias.new_zeros(batch, self.hidden_size)
+
+    def sequence(
+        self, x: Tensor, batch_sizes: list[int], state: Sequence[Tensor], reverse: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """All steps. Arguments and results as of ``HyperLSTMCell.sequence``, with states (B, H)."""
+        H, (h, c) = self.hidden_size, state
+        forget = self.bias.new_tensor([0.0, 1.0, 0.0, 0.0])[:, None]
+        if not (self.layer_norm or (self.recurrent_dropout and self.training) or reverse):  # torch's own, faster
+            bias = (self.bias.view(4, H) + forget).flatten()
+            weights = [self.weight_ih, self.weight_hh, bias, torch.zeros_like(bias)]
+            output, h, c = torch.lstm(
+                x, torch.tensor(batch_sizes), [h[None], c[None]], weights, True, 1, 0.0, self.training, False
+            )
+            return output, (h[0], c[0])
+        outputs = []
+        steps = F.linear(x, self.weight_ih, self.bias).split(batch_sizes)
+        for projected in reversed(steps) if reverse else steps:
+            n = len(projected)
+            gates = (projected + F.linear(h[:n], self.weight_hh)).unflatten(1, (4, H))
+            if self.layer_norm:
+                gates = F.layer_norm(gates, (H,), None, None, EPSILON) * self.norm_weight[:4]
+            i, f, g, o = (gates + forget).unbind(1)
+            g = F.dropout(torch.tanh(g), self.recurrent_dropout, self.training)
+            new_c = torch.sigmoid(f) * c[:n] + torch.sigmoid(i) * g
+            new_h = torch.sigmoid(o) * torch.tanh(
+                F.layer_norm(new_c, (H,), self.norm_weight[4], None, EPSILON) if self.layer_norm else new_c
+            )
+            outputs.append(new_h)
+            h, c = torch.cat([new_h, h[n:]]), torch.cat([new_c, c[n:]])
+        return torch.cat(outputs[::-1] if reverse else outputs), (h, c)
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, layer_norm={self.layer_norm}"
+
+
+class LSTM(Recurrent):
+    """Layers of ``LSTMCell`` with the interface of ``torch.nn.LSTM``, and of ``HyperLSTM``.
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        num_layers: Each reads the outputs of the one below.
+        batch_first: Whether x and the output are (B, T, ...) instead of (T, B, ...).
+        dropout: Probability that an output is dropped between layers, in training.
+        bidirectional: Whether each layer also runs from the last step to the first; outputs side by side, (..., 2H).
+        **cell: ``layer_norm`` and ``recurrent_dropout``.
+
+    Raises:
+        ValueError: An option, a shape or a state does not fit.
+    """
+
+    cell, states = LSTMCell, 2
+
+    def forward(
+        self, x: Tensor | PackedSequence, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """Run over sequences; shapes as of ``torch.nn.LSTM``."""
+        return self._run(x, state)
+
+
+def recurrent_network(
+    network: Network,
+    input_size: int,
+    hidden_size: int,
+    num_layers: int = 1,
+    *,
+    layer_norm: bool,
+    recurrent_dropout: float = 0.0,
+    hyper_size: int = 128,
+    embedding_size: int = 4,
+    hyper_recurrent_dropout: float = 0.0,
+    init: str = "paper",
+    **options: bool | float,
+) -> LSTM | HyperLSTM:
+    """One of the paper's recurrent networks; options that an LSTM does not have are not for it.
+
+    Args:
+        network: ``lstm`` or ``hyper_lstm``.
+        input_size: I.
+        hidden_size: H.
+        num_layers: Of both kinds.
+        layer_norm: Of both kinds.
+        recurrent_dropout: Of both kinds.
+        hyper_size: As of ``HyperLSTMCell``, and so on to ``init``.
+        embedding_size: See above.
+        hyper_recurrent_dropout: See above.
+        init: See above.
+        options: ``batch_first``, ``dropout`` and ``bidirectional``, as of both kinds.
+    """
+    options |= {"layer_norm": layer_norm, "recurrent_dropout": recurrent_dropout}
+    if network == "lstm":
+        return LSTM(input_size, hidden_size, num_layers, **options)
+    return HyperLSTM(
+        input_size,
+        hidden_size,
+        num_layers,
+        **options,
+        hyper_size=hyper_size,
+        embedding_size=embedding_size,
+        hyper_recurrent_dropout=hyper_recurrent_dropout,
+        init=init,
+    )

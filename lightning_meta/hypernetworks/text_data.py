@@ -1,0 +1,258 @@
+"""Texts that are read on and on (Ha et al. 2016, sections 4.3 and 4.4): Penn Treebank, Wikipedia, the user's own.
+
+Letters: B readers of one process, T steps; N symbols of a text. A symbol is a Unicode code point or a byte.
+"""
+
+import math
+from contextlib import suppress
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_meta.errors import InputError
+from lightning_meta.sampling import Key, Segment, SegmentSampler, generator, ignore_interrupts
+from lightning_meta.sources import text
+
+NAMES = {"penn_treebank": "Penn Treebank", "enwik8": "enwik8", "text8": "text8"}
+
+
+class Lines(NamedTuple):
+    """What B readers see in one segment."""
+
+    symbols: Tensor  # (B, T + 1), int64; the last T of them follow upon the first T
+    scored: Tensor  # (B, T), bool: which of the last T count
+    segment: Segment
+
+    @classmethod
+    def collate(cls, samples: list[tuple[np.ndarray, np.ndarray, Segment]]) -> "Lines":
+        """Joins ``(symbols (T + 1,), scored (T,), segment)`` of one segment."""
+        symbols, scored, segments = zip(*samples, strict=True)
+        return cls(
+            torch.from_numpy(np.stack(symbols).astype(np.int64)), torch.from_numpy(np.stack(scored)), segments[0]
+        )
+
+
+class Prompt(NamedTuple):
+    """What ``predict`` goes on from."""
+
+    symbols: Tensor  # (n,), int64
+
+
+class Readers(Dataset):
+    """Readers that start evenly spread over a text and go on round and round, for training.
+
+    Args:
+        symbols: The text, (N,).
+        readers: Of all processes.
+        seed: Decides where the first reader starts. After a horizon, if there is one, readers start anywhere.
+    """
+
+    def __init__(self, symbols: np.ndarray, readers: int, seed: int):
+        self.symbols, self.readers, self.seed = symbols, readers, seed
+        self.offset = int(generator(seed).integers(len(symbols)))
+
+    def __getitem__(self, key: Key) -> tuple[np.ndarray, np.ndarray, Segment]:
+        reader, segment = key
+        start = self.offset + reader * len(self.symbols) // self.readers
+        if segment.problem:
+            start = int(generator(self.seed, reader).integers(len(self.symbols)))
+        positions = np.arange(start + segment.start, start + segment.stop + 1)
+        symbols = self.symbols.take(positions, mode="wrap")
+        return symbols, np.ones(len(symbols) - 1, bool), segment
+
+
+class ScoredReaders(Dataset):
+    """Readers that share a text between them and begin ``context`` symbols early, so that each knows what came before.
+
+    Every symbol but the first is scored once. One reader is the paper's protocol; with more the text is read faster.
+
+    Args:
+        symbols: The text, (N,).
+        readers: Of all processes.
+        context: Symbols that a reader but the first sees before the first one that it is scored on.
+    """
+
+    def __init__(self, symbols: np.ndarray, readers: int, context: int):
+        self.symbols, self.readers, self.context = symbols, readers, context
+        self.share = max(1, math.ceil((len(symbols) - context) / readers))
+        self.steps = self.share + context - 1
+
+    def __getitem__(self, key: Key) -> tuple[np.ndarray, np.ndarray, Segment]:
+        reader, segment = key
+        start = reader * self.share
+        positions = np.arange(start + segment.start, start + segment.stop + 1)
+        scored = (positions[1:] >= start + self.context * (reader > 0)) & (positions[1:] < len(self.symbols))
+        return self.symbols.take(positions, mode="clip"), scored, segment
+
+    def batches(self, length: int, rank: int, world_size: int) -> list[list[Key]]:
+        """Segments of so many steps, in order, for the readers of one process."""
+        cuts = [*range(0, self.steps, length), self.steps]
+        return [
+            [(reader, Segment(0, start, stop, stop == self.steps)) for reader in range(rank, self.readers, world_size)]
+            for start, stop in pairwise(cuts)
+        ]
+
+
+class Text(LightningDataModule):
+    """A text for a language model, and a prompt of the user's for ``predict``.
+
+    Args:
+        corpus: ``penn_treebank`` by characters, ``enwik8`` by bytes, or ``text8`` by characters, with their usual
+            training, validation and test parts.
+        root: Folder with ``ptb/`` or ``text/``.
+        source: ``paper`` insists on the corpus; ``stand-in`` takes the help text that comes with Python; ``auto`` takes
+            the corpus where it lies or can be downloaded, else the stand-in.
+        download: Whether to fetch the corpus into ``root`` where it is missing.
+        text: A file of the user's in the corpus's place: UTF-8, or bytes where the corpus is one of bytes; plain, .gz
+            or .zip. Its first 90 % are for training, 5 % each for validation and test.
+        prompt: What ``predict`` goes on from. None: the head of the test part.
+        batch_size: Readers of a process in training.
+        readers: Of all processes in validation and test. 1 is the paper's protocol, more are faster.
+        context: Symbols that each of those readers sees before its first score.
+        segment: Steps of a batch in validation and test; changes the score of dynamic evaluation alone.
+        val_symbols: Validate on so many symbols of the validation part. None: all.
+        test_symbols: Test on so many of the test part. None: all.
+        num_workers: Processes that cut segments; 0 cuts them in the training process.
+        seed: Decides where readers start.
+
+    Raises:
+        InputError: Where files are missing or damaged, a text is empty or too short, or the prompt is empty.
+    """
+
+    def __init__(
+        self,
+        corpus: Literal["penn_treebank", "enwik8", "text8"] = "penn_treebank",
+        root: str = "data",
+        source: Literal["auto", "paper", "stand-in"] = "auto",
+        download: bool = True,
+        text: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 128,
+        readers: int = 32,
+        context: int = 200,
+        segment: int = 100,
+        val_symbols: int | None = None,
+        test_symbols: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        for name in ("batch_size", "readers", "context", "segment"):
+            if self.hparams[name] < 1:
+                raise InputError(f"data.{name} is {self.hparams[name]}: choose at least 1")
+        self.batch_size = batch_size
+        self.train_batches: SegmentSampler | None = None  # from MetaSchedule
+        self.unit = "byte" if corpus == "enwik8" else "character"
+
+    @property
+    def present(self) -> bool:
+        """Whether the corpus lies below ``root``."""
+        root, corpus = self.hparams.root, self.hparams.corpus
+        return text.has_penn_treebank(root) if corpus == "penn_treebank" else text.has_wikipedia(root, corpus)
+
+    def prepare_data(self) -> None:
+        h = self.hparams
+        if h.text or h.source == "stand-in" or not h.download or self.present:
+            return
+        with suppress(InputError):  # setup says what is missing, or falls back
+            if h.corpus == "penn_treebank":
+                text.download_penn_treebank(h.root)
+            else:
+                text.download_wikipedia(h.root, h.corpus)
+
+    def setup(self, stage: str) -> None:
+        h = self.hparams
+        if stage == "predict" and h.prompt is not None:  # no text is needed, so none has to be there
+            self.prompt = self._encode(h.prompt)
+            return
+        parts = self._read()
+        self.vocabulary = torch.from_numpy(text.vocabulary(parts).astype(np.int64))
+        self.train_text, self.val_text = parts.train, parts.val[: h.val_symbols]
+        self.test_text = parts.test[: h.test_symbols]
+        for name, part in (("training", parts.train), ("validation", self.val_text), ("test", self.test_text)):
+            if len(part) < 2:
+                raise InputError(f"{self.data_name}: {len(part)} {self.unit}s for {name}: give a longer text")
+        self.prompt = self.test_text[:200].astype(np.int64)
+        self.test_name = "the test part" if h.test_symbols is None else f"the first {len(self.test_text):,} of its test"
+        self.save_hyperparameters({"data_name": self.data_name})
+
+    def _read(self) -> text.Text:
+        h, kind = self.hparams, f"{self.unit}s"
+        if h.text:
+            self.data_name = f"{Path(h.text).name} by {kind}, 90/5/5 %"
+            return text.own_text(h.text, kind)
+        if h.source == "paper" or (h.source == "auto" and self.present):
+            self.data_name = f"{NAMES[h.corpus]} by {kind}"
+            return text.penn_treebank(h.root) if h.corpus == "penn_treebank" else text.wikipedia(h.root, h.corpus)
+        self.data_name = f"Python's help text by {kind}, a stand-in for {NAMES[h.corpus]}"
+        if h.source == "auto":
+            where = Path(h.root) / ("ptb" if h.corpus == "penn_treebank" else "text")
+            rank_zero_warn(
+                f"no {NAMES[h.corpus]} in {where}: this run uses {self.data_name}; --data.root names another place, "
+                "--data.text a text of your own"
+            )
+        return text.help_text(kind)
+
+    def _encode(self, prompt: str) -> np.ndarray:
+        symbols = list(prompt.encode()) if self.unit == "byte" else [ord(character) for character in prompt]
+        if not symbols:
+            raise InputError("data.prompt is empty: give at least one character")
+        return np.array(symbols, np.int64)
+
+    def decode(self, symbols: list[int]) -> str:
+        """The text that symbols stand for; bytes that are not UTF-8 become replacement characters."""
+        if self.unit == "byte":
+            return bytes(symbols).decode(errors="replace")
+        return "".join(map(chr, symbols))
+
+    @property
+    def test_samples(self) -> int:
+        """How many symbols a test result is a mean of."""
+        return len(self.test_text) - 1
+
+    def train_dataloader(self) -> DataLoader:
+        if self.train_batches is None:
+            raise InputError("no schedule: add lightning_meta.schedule.MetaSchedule to the trainer's callbacks")
+        readers = self.batch_size * self.trainer.world_size
+        longest = max(s.stop - s.start for s in islice(self.train_batches.segments(), len(self.train_batches)))
+        if len(self.train_text) < readers * longest:
+            raise InputError(
+                f"{self.data_name} has {len(self.train_text):,} {self.unit}s for training, too few for {readers} "
+                f"readers of {longest} each: lower --data.batch_size or --schedule.unroll, or give a longer text"
+            )
+        readers = Readers(self.train_text, readers, self.hparams.seed)
+        return self._loader(readers, self.train_batches)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._scored(self.val_text, self.hparams.readers)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._scored(self.test_text, self.hparams.readers)
+
+    def predict_dataloader(self) -> DataLoader:
+        return DataLoader([Prompt(torch.from_numpy(self.prompt))], batch_size=None)
+
+    def _scored(self, symbols: np.ndarray, readers: int) -> DataLoader:
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        if readers < world_size:
+            raise InputError(f"data.readers is {readers} for {world_size} processes: each needs at least one")
+        dataset = ScoredReaders(symbols, readers, self.hparams.context)
+        return self._loader(dataset, dataset.batches(self.hparams.segment, rank, world_size))
+
+    def _loader(self, dataset: Dataset, batches: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.hparams.num_workers,
+            collate_fn=Lines.collate,
+            worker_init_fn=ignore_interrupts,
+            pin_memory=torch.cuda.is_available(),
+        )
