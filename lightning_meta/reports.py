@@ -134,13 +134,14 @@ class PredictionWriter(Callback):
     """Writes what ``predict_step`` returns, ``{file name: content}``, into the run's ``predictions/``.
 
     The content is uint8 (3, H, W) for ``.png``, (T, 3, H, W) for ``.gif``, pictures one after another, which need not
-    fit into memory together, for ``.mp4``, and text for ``.txt``.
+    fit into memory together, for ``.mp4``, and text for ``.svg`` and ``.txt``.
     """
 
     writers = {  # noqa: RUF012 - never changed
         ".png": write_png,
         ".gif": write_gif,
         ".mp4": partial(write_mp4, fps=25),
+        ".svg": write_text,
         ".txt": write_text,
     }
 

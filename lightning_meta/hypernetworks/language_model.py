@@ -15,9 +15,9 @@ from torchmetrics import MeanMetric
 
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.layers import HyperLSTM
-from lightning_meta.hypernetworks.recurrent import Network, recurrent_network
+from lightning_meta.hypernetworks.recurrent import Network, recurrent_network, weight_changes, written_scales
 from lightning_meta.hypernetworks.text_data import Lines, Prompt
-from lightning_meta.hypernetworks.text_figures import annotated_text, histogram
+from lightning_meta.hypernetworks.trace_figures import annotated_text, histogram
 from lightning_meta.reports import Measure
 from lightning_meta.sampling import seed_of
 from lightning_meta.sources.text import compressed_bits, unigram_bits
@@ -106,9 +106,7 @@ class LanguageModel(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if temperature <= 0:
-            raise InputError(
-                f"model.temperature is {temperature}: choose a positive number, such as 1"
-            )
+            raise InputError(f"model.temperature is {temperature}: choose a positive number, such as 1")
         try:
             self.predictor = SymbolPredictor(
                 symbols,
@@ -241,7 +239,6 @@ class LanguageModel(LightningModule):
             random: What symbols are drawn with, on the CPU.
         """
         recurrent, known = self.predictor.recurrent, int((self.vocabulary != NO_SYMBOL).sum())
-        cell, H = recurrent.cells[-1], recurrent.hidden_size
         numbers, bits, cells, scales, state = self.encode(prompt).tolist(), [None], [], [], None
         for t in range(len(prompt) + length):
             logits, state = self.predictor(torch.tensor([[numbers[t]]], device=self.device), state)
@@ -251,15 +248,11 @@ class LanguageModel(LightningModule):
                 numbers.append(int(torch.multinomial(odds, 1, generator=random)))
             if t + 1 < len(numbers):
                 bits.append(-logits.log_softmax(0)[numbers[t + 1]].item() / math.log(2))
-            cells.append(torch.tanh(state[1][-1, 0, :H]))
+            cells.append(torch.tanh(state[1][-1, 0, : recurrent.hidden_size]))
             if isinstance(recurrent, HyperLSTM):
-                scales.append(cell.scales(state[0][-1, 0])[0])
+                scales.append(written_scales(recurrent, state))
         n = len(prompt) + length
-        changes = None
-        if scales:  # |W_h(t) - W_h(t - 1)|, where W_h(t) has the rows of W_h times d_h(t)
-            rows = cell.weight_hh.unflatten(0, (4, H)).norm(dim=2)
-            d = torch.stack(scales)
-            changes = F.pad(((d[1:] - d[:-1]) * rows).norm(dim=2), (0, 0, 1, 0)).float().cpu()
+        changes = weight_changes(recurrent, torch.stack(scales)) if scales else None
         symbols = self.vocabulary[torch.tensor(numbers[:n], device=self.device)].tolist()
         return Trace(symbols, bits[:n], torch.stack(cells).float().cpu(), changes)
 

@@ -156,3 +156,24 @@ def recurrent_network(
         hyper_recurrent_dropout=hyper_recurrent_dropout,
         init=init,
     )
+
+
+def written_scales(recurrent: HyperLSTM, state: tuple[Tensor, Tensor]) -> Tensor:
+    """d_h of the last layer's gates i, f, g, o after a step, of the first sample: (4, H)."""
+    return recurrent.cells[-1].scales(state[0][-1, 0])[0]
+
+
+def weight_changes(recurrent: HyperLSTM, d_h: Tensor) -> Tensor:
+    """How far the last layer's weights W_h moved at each step: the paper's figures 4 and 7.
+
+    Gate by gate it is the norm of W_h(t) - W_h(t - 1), where W_h(t) has the rows of W_h times d_h(t).
+
+    Args:
+        recurrent: The network.
+        d_h: (T, 4, H), from ``written_scales``.
+
+    Returns:
+        (T, 4), float32 on the CPU, 0 at the first step.
+    """
+    rows = recurrent.cells[-1].weight_hh.unflatten(0, (4, -1)).norm(dim=2)
+    return F.pad((d_h.diff(dim=0) * rows).norm(dim=2), (0, 0, 1, 0)).float().cpu()

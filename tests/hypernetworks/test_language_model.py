@@ -10,7 +10,7 @@ from lightning_meta.cli import main
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.language_model import LanguageModel, SymbolPredictor
 from lightning_meta.hypernetworks.text_data import Lines
-from lightning_meta.hypernetworks.text_figures import GATES, annotated_text, histogram
+from lightning_meta.hypernetworks.trace_figures import GATES, annotated_text, histogram
 from lightning_meta.sampling import Segment
 from tests.conftest import arguments
 

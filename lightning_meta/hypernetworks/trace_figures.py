@@ -1,4 +1,4 @@
-"""Pictures of what a language model does along a text (Ha et al. 2016, figures 4 and 5), uint8 (3, H', W')."""
+"""What a recurrent network does along a text or a line (Ha et al. 2016, figures 4, 5 and 7), in uint8 (3, H', W')."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +56,37 @@ def annotated_text(
                 top = y + _LINE + k * _ROW
                 draw.rectangle((x, top, x + _CELL - 1, top + _ROW - 2), shade)
     return _tensor(page)
+
+
+def annotated_line(
+    points: np.ndarray, lifted: np.ndarray, changes: Tensor, size: tuple[int, int] = (960, 90)
+) -> Tensor:
+    """Draw a line of handwriting five times: in ink, and once for each gate, in colour where its weights moved.
+
+    Args:
+        points: (T, 2), where the pen was.
+        lifted: (T,), bool: whether it was lifted after the point.
+        changes: (T, 4), of the gates i, f, g, o; full colour is the largest change of the line.
+        size: Width and height of each drawing in pixels; the line is made to fit.
+    """
+    from PIL import Image, ImageDraw
+
+    (width, height), margin, sharp = size, 24, 3  # drawn in three times the size, then reduced: Pillow does not smooth
+    low, high = points.min(0), points.max(0)
+    zoom = min((np.array([width - 2 * margin, height - 24]) / np.maximum(high - low, 1e-9)).min(), 4.0)
+    places = ((points - (low + high) / 2 * [0, 1] - low * [1, 0]) * zoom + [margin + 16, height / 2]) * sharp
+    page = Image.new("RGB", ((width + 16) * sharp, 5 * height * sharp), "white")
+    draw, font = ImageDraw.Draw(page), _mono(14 * sharp)
+    scale = changes / changes.max().clamp(min=1e-12)
+    for row, name in enumerate(["", *GATES]):
+        gate, full = GATES.get(name, (None, _WRITTEN))
+        draw.text((8 * sharp, (row + 0.5) * height * sharp), name, full, font, anchor="lm")
+        shift = np.array([0, row * height * sharp])
+        for t in np.flatnonzero(~lifted[:-1]):
+            amount = 1.0 if gate is None else 0.08 + 0.92 * scale[t + 1, gate].item()
+            shade = tuple(round(255 - amount * (255 - channel)) for channel in full)
+            draw.line([tuple(place + shift) for place in places[t : t + 2]], shade, 3 * sharp, joint="curve")
+    return _tensor(page.reduce(sharp))
 
 
 def histogram(values: Tensor, bins: int = 20) -> Tensor:

@@ -1,0 +1,497 @@
+"""Handwriting as the pen moves: IAM's online lines, files of strokes, a user's own, and a stand-in in stroke fonts.
+
+T is the number of points of a sequence. A sequence is (T, 3), float32: dx, dy, the way from the point before with y
+downwards, and e, 1 where the pen is lifted after the point, else 0. The pen starts at (0, 0), in the air.
+"""
+
+import io
+import math
+import os
+import pickle
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, NamedTuple
+from xml.parsers import expat
+
+import numpy as np
+
+from lightning_meta.errors import InputError
+from lightning_meta.sampling import generator
+from lightning_meta.sources.cifar import archive_members
+
+_AGAIN = "copy or download it again"
+_TRAIN, _VALIDATION = ("trainset.txt", "testset_f.txt"), ("testset_v.txt", "testset_t.txt")
+_LINES, _ARCHIVE, _TASK = "lineStrokes", "lineStrokes-all.tar.gz", "task1"
+_HOW_TO_GET = "get it from the IAM On-Line Handwriting Database (fki.tic.heia-fr.ch, free after registration)"
+_LARGEST = 2**28  # bytes of one unpacked part of a stroke file
+_LARGEST_TEXT = 2**24  # bytes of an XML file; a long line of IAM's has a tenth of a million
+_KEYS = ("train", "valid", "test")
+
+
+class Strokes(NamedTuple):
+    """Sequences (T, 3), each with a T of its own."""
+
+    train: list[np.ndarray]
+    val: list[np.ndarray]
+    test: list[np.ndarray]
+
+
+def from_lines(lines: Sequence[np.ndarray]) -> np.ndarray:
+    """A sequence (T, 3) from strokes, each the (n, 2) points x, y on the way of a pen that is down."""
+    points = np.concatenate(lines).astype(np.float64)
+    sequence = np.zeros((len(points), 3), np.float32)
+    sequence[1:, :2] = np.diff(points, axis=0)
+    sequence[np.cumsum([len(line) for line in lines]) - 1, 2] = 1
+    return sequence
+
+
+def to_lines(sequence: np.ndarray, scale: Sequence[float] = (1.0, 1.0)) -> list[np.ndarray]:
+    """The inverse of ``from_lines`` but for where the first point is.
+
+    Args:
+        sequence: (T, 3).
+        scale: What the offsets were divided by.
+
+    Returns:
+        For each stroke its points (n, 2), float64.
+    """
+    points = np.cumsum(sequence[:, :2] * np.asarray(scale, np.float64), axis=0)
+    return np.split(points, np.flatnonzero(sequence[:-1, 2] > 0.5) + 1)
+
+
+def offset_scale(sequences: Sequence[np.ndarray]) -> np.ndarray:
+    """The standard deviations of dx and of dy, (2,), float32: what offsets are divided by for a network.
+
+    The paper does not say: one number for dx and one for dy, as recalled of Graves 2013. He also subtracts the mean,
+    which changes no density, only a bias; here it stays, so that no motion stays 0.
+
+    Raises:
+        InputError: If the pen never moves sideways or never up and down.
+    """
+    scale = np.concatenate([sequence[:, :2] for sequence in sequences]).std(0, dtype=np.float64)
+    if not scale.all():
+        raise InputError("the pen of the training strokes moves along one axis only: give strokes of two dimensions")
+    return scale.astype(np.float32)
+
+
+def iam_online(root: str | Path, shortest: int = 300) -> Strokes:
+    """Read IAM-OnDB (Liwicki and Bunke 2005): lines of English that 221 people wrote on a whiteboard. Writes nothing.
+
+    The split is that of Graves 2013: the training set, the final test set and the larger validation set are learned
+    from, and the smaller validation set (1,438 of 12,179 lines) measures; there is no test set, so it is that, too.
+    Which validation set is the larger one is counted. That ``testset_v.txt`` and ``testset_t.txt`` are the two, and
+    ``testset_f.txt`` the final test set, is recalled.
+
+    Args:
+        root: Folder that holds ``iam-ondb/``, and this the folder ``lineStrokes/`` (preferred) or
+            ``lineStrokes-all.tar.gz``, which is read in memory, and the four lists of form names, as files or in
+            ``task1/``, ``task1.tar.gz`` or ``task1.zip``.
+        shortest: Lines of fewer points are removed; 300 in the paper.
+
+    Returns:
+        The lines in pen units, in the order of the lists.
+
+    Raises:
+        InputError: If something is missing, damaged or empty, a list names a form that has no lines, or no line is
+            long enough.
+    """
+    folder = Path(root) / "iam-ondb"
+    forms = {name: text.decode(errors="replace").split() for name, text in _lists(folder)}
+    lines = _iam_lines(folder, {form for names in forms.values() for form in names})
+    parts = {}
+    for name, listed in forms.items():
+        for form in listed:
+            if form not in lines:
+                raise InputError(
+                    f"IAM-OnDB: {name} names {form[:40]!r}, which has no lines in {folder}: copy the lines again or "
+                    "take the name off the list"
+                )
+        parts[name] = [line for form in listed for _, line in sorted(lines[form].items())]
+    smaller, larger = sorted(_VALIDATION, key=lambda name: len(parts[name]))
+    train, val = [], [line for line in parts[smaller] if len(line) >= shortest]
+    for name in (*_TRAIN, larger):
+        train += [line for line in parts[name] if len(line) >= shortest]
+    if not train or not val:
+        raise InputError(f"{folder} holds no lines of at least {shortest} points to {'test on' if train else 'learn'}")
+    return Strokes(train, val, val)
+
+
+def has_iam_online(root: str | Path) -> bool:
+    """Whether the lines are there, folder or archive; what is missing or broken beside them ``iam_online`` names."""
+    return any(os.path.lexists(Path(root) / "iam-ondb" / name) for name in (_LINES, _ARCHIVE))
+
+
+def stroke_file(path: str | Path) -> Strokes:
+    """Read a ``.npz`` of sketch-rnn's kind (Ha and Eck 2017) without trusting its pickles.
+
+    Args:
+        path: The file. Its keys are ``train``, ``valid`` and ``test``, each an object array of N sequences (T, 3) of
+            integers or floats, or one array (N, T, 3).
+
+    Raises:
+        InputError: If the file is missing, damaged or cut short, a pickle asks for anything but arrays, a key is
+            missing, or a sequence is empty, of another shape, not finite, or has a pen that is neither up nor down.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.getinfo(name) for name in archive.namelist()}
+            for key in _KEYS:
+                if f"{key}.npy" not in members:
+                    raise InputError(f"{path} has no key {key}: save arrays train, valid and test with numpy.savez")
+                if (size := members[f"{key}.npy"].file_size) > _LARGEST:
+                    raise InputError(f"{path}: {key} has {size:,} bytes, more than {_LARGEST:,}: make it smaller")
+            parts = [_part(archive.read(f"{key}.npy"), f"{path}: {key}") for key in _KEYS]
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: give a .npz file of strokes") from error
+    except Exception as error:  # over a damaged archive zipfile raises all sorts
+        raise InputError(f"{path} is damaged or no .npz file ({_reason(error)}): {_AGAIN}") from error
+    return Strokes(*parts)
+
+
+def read_line(path: str | Path) -> np.ndarray:
+    """Read one sequence from an XML file like IAM-OnDB's.
+
+    Raises:
+        InputError: If the file is missing, damaged or holds no strokes.
+    """
+    return _pen(_read(Path(path)), str(path))
+
+
+def own_strokes(path: str | Path) -> Strokes:
+    """Read a user's own strokes.
+
+    Args:
+        path: A ``.npz`` for ``stroke_file``, or a folder of XML files like IAM-OnDB's, each a sequence. In the order of
+            their paths the last twentieth is to test on, the one before to validate on, at least one each.
+
+    Raises:
+        InputError: As ``stroke_file``, or if the folder is missing or has fewer than 3 files or one that is damaged.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".npz":
+        return stroke_file(path)
+    if not path.is_dir():
+        raise InputError(f"{path} is neither a folder nor a .npz file: give a folder of XML files of strokes or a .npz")
+    lines = [_pen(content, where) for _, where, content in _files(path)]
+    if len(lines) < 3:
+        raise InputError(f"{path} holds {len(lines)} XML files: give at least 3, to learn, validate and test")
+    n = max(1, len(lines) // 20)
+    return Strokes(lines[: -2 * n], lines[-2 * n : -n], lines[-n:])
+
+
+# The style and how far apart two strokes may be for the pen to stay down between them, in the font's units (a small
+# letter is 14 high). The package's other Latin fonts are copies of these two or outlines of thick letters.
+_FONTS = {"scripts": 6.5, "futural": 0.0}
+_BASE = 9  # y of the line that letters stand on
+
+
+def hershey_words(train: int = 2000, val: int = 200, test: int = 200, seed: int = 0) -> Strokes:
+    """Lines of ``hershey_line``, so many to learn from, to validate and to test on: handwriting without a download."""
+    return Strokes(
+        *([hershey_line(seed, split, i)[1] for i in range(count)] for split, count in enumerate((train, val, test)))
+    )
+
+
+def hershey_line(seed: int, split: int, index: int) -> tuple[str, np.ndarray]:
+    """Write one to three English words in one of Hershey's stroke fonts (Hershey 1967), each time by another hand.
+
+    The hand is a joined or a printed style, a size, slant, width and slope, and letters that dance and tremble a
+    little. Points are evenly spaced along each stroke. The words are those of Python's own help; no two splits share
+    one.
+
+    Args:
+        seed: Which collection of lines.
+        split: 0 to learn from, 1 to validate on, 2 to test on.
+        index: Which line; the result is a function of these three and nothing else (and of Python's version, whose
+            help has a few words more or less).
+
+    Returns:
+        The text and its sequence (T, 3), of 60 to 250 points.
+
+    Raises:
+        InputError: If the package with the fonts is not installed.
+    """
+    random = generator(seed, split, index)
+    words = _words()[split]
+    text, *more = (words[i] for i in random.integers(len(words), size=random.integers(1, 4)))
+    for word in more:
+        text += f" {word}" if len(text) + len(word) < 12 else ""
+    text = text.capitalize() if random.random() < 0.2 else text
+    lines = _written(text, list(_FONTS)[random.integers(len(_FONTS))], random)
+
+    slope, slant, height, width, tremble = random.normal([0, 0.1, 0, 0, 0], [0.03, 0.2, 0.12, 0.12, 0.3])
+    phase, period = random.uniform([0, 60], [2 * np.pi, 150])
+    x, y = np.concatenate(lines).T
+    y = y + slope * x + 1.2 * np.sin(2 * np.pi * x / period + phase)
+    points = np.stack([x * np.exp(width) + slant * (_BASE - y), y], 1)
+    points, counts = _resampled(points, np.array([len(line) for line in lines]), random.uniform(1.7, 2.7))
+    noise = 0.2 * np.exp(tremble) * random.standard_normal((len(points) + 4, 2))
+    noise = sum(noise[i : len(points) + i] for i in range(5)) / 5**0.5  # neighbours tremble together
+    return text, from_lines(np.split((points + noise) * np.exp(height), np.cumsum(counts)[:-1]))
+
+
+@lru_cache(maxsize=1)
+def _words() -> tuple[list[str], list[str], list[str]]:
+    """For each split its words, sorted. A word's split is its own affair and does not change with the others."""
+    from pydoc_data.topics import topics
+
+    found = Counter(re.findall(r"(?<![^\s(])[a-z]{3,9}(?=[\s.,;:)])", "\n".join(topics.values())))
+    parts: tuple[list[str], ...] = ([], [], [])
+    for word in sorted(word for word, times in found.items() if times > 2):  # or it may be none
+        parts[max(0, zlib.crc32(word.encode()) % 10 - 7)].append(word)
+    return parts
+
+
+@lru_cache(maxsize=len(_FONTS))
+def _letters(font: str) -> dict[str, tuple[list[np.ndarray], int]]:
+    """For each character its strokes, the left side at x = 0, and its width."""
+    try:
+        from HersheyFonts import HersheyFonts
+    except ImportError as error:
+        raise InputError("the package Hershey-Fonts is missing: install requirements.txt again") from error
+    fonts = HersheyFonts()
+    fonts.load_default_font(font)
+    return {
+        character: ([_rounded(stroke) - [glyph.left_offset, 0] for stroke in glyph.strokes], glyph.char_width)
+        for character, glyph in fonts.all_glyphs.items()
+    }
+
+
+def _rounded(stroke: list[tuple[int, int]]) -> np.ndarray:
+    """Cut the corners off, twice (Chaikin 1974): the fonts were made for plotters."""
+    line = np.array(stroke, float)
+    for _ in range(2):
+        before, after = line[:-1], line[1:]
+        cut = np.stack([0.75 * before + 0.25 * after, 0.25 * before + 0.75 * after], 1).reshape(-1, 2)
+        line = np.concatenate([line[:1], cut, line[-1:]])
+    return line
+
+
+def _written(text: str, font: str, random: np.random.Generator) -> list[np.ndarray]:
+    lines: list[np.ndarray] = []
+    left, letters = 0.0, _letters(font)
+    for character, dance in zip(text, random.normal(0, [0.05, 0.5, 0.7], (len(text), 3)), strict=True):
+        strokes, width = letters[character]
+        size = np.exp(dance[0])
+        for stroke in strokes:
+            line = stroke * size + (left + dance[1], _BASE * (1 - size) + dance[2])
+            if lines and math.dist(line[0], lines[-1][-1]) < _FONTS[font]:
+                lines[-1] = np.concatenate([lines[-1], line])
+            else:
+                lines.append(line)
+        left += width * size
+    return lines
+
+
+def _resampled(points: np.ndarray, counts: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points at even distances along strokes, 60 to 250 in all, and how many each stroke has.
+
+    Args:
+        points: The strokes' points one after the other, (n, 2).
+        counts: How many of them each stroke has, (S,).
+        step: The distance, where it does not give too few points or too many.
+    """
+    last = np.cumsum(counts) - 1
+    first = last - counts + 1
+    ways = np.hypot(*np.diff(points, axis=0, prepend=points[:1]).T)
+    ways[first] = 1  # with the pen up: any way that keeps the strokes apart
+    along = np.cumsum(ways)
+    lengths = along[last] - along[first]
+    # strokes of length L in all get, with rounding, at least L / step and at most L / step + 2 S points
+    step = np.clip(step, lengths.sum() / (250 - 2 * len(counts)), lengths.sum() / 60)
+    pieces = np.maximum(np.rint(lengths / step), 1).astype(int)
+    piece = np.arange((pieces + 1).sum()) - np.repeat(np.cumsum(pieces + 1) - pieces - 1, pieces + 1)
+    at = np.repeat(along[first], pieces + 1) + piece * np.repeat(lengths / pieces, pieces + 1)
+    return np.stack([np.interp(at, along, values) for values in points.T], 1), pieces + 1
+
+
+def _lists(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yields the name and content of IAM-OnDB's four lists of forms."""
+    names = (*_TRAIN, *_VALIDATION)
+    packed = next((path for end in ("tar.gz", "zip") if (path := folder / f"{_TASK}.{end}").exists()), None)
+    members = {}
+    if packed:
+        found = archive_members(packed, lambda path: path.name in names)
+        members = {name.name: content for name, content in found if content is not None}
+    for name in names:
+        path = next((path for path in (folder / name, folder / _TASK / name) if os.path.lexists(path)), None)
+        if path is None and name not in members:
+            raise InputError(f"IAM-OnDB: {folder / name} is missing: {_HOW_TO_GET} and put it there")
+        yield name, members[name] if path is None else _read(path)
+
+
+def _iam_lines(folder: Path, forms: set[str]) -> dict[str, dict[str, np.ndarray]]:
+    """For each of these forms, where it has some, the lines by name."""
+
+    def form(path: PurePosixPath | Path) -> str:
+        return path.stem.rpartition("-")[0]
+
+    lines, archive = folder / _LINES, folder / _ARCHIVE
+    if os.path.lexists(lines):
+        files = ((path, where, content) for path, where, content in _files(lines, lambda path: form(path) in forms))
+    elif os.path.lexists(archive):
+        members = archive_members(archive, lambda path: path.suffix == ".xml" and form(path) in forms)
+        files = ((path, f"{archive}: {path}", content) for path, content in members if content is not None)
+    else:
+        raise InputError(f"IAM-OnDB: {archive} is missing: {_HOW_TO_GET} and put it there, or unpack it to {lines}")
+    result: dict[str, dict[str, np.ndarray]] = {}
+    for path, where, content in files:
+        result.setdefault(form(path), {})[path.name] = _pen(content, where)
+    return result
+
+
+def _files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> Iterator[tuple[Path, str, bytes]]:
+    """Yields path, name for errors, and content of the XML files below a folder, in the order of their paths."""
+    for path in sorted(folder.rglob("*.xml")):
+        if wanted(path) and not path.name.startswith("."):
+            yield path, str(path), _read(path)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if (size := path.stat().st_size) > _LARGEST_TEXT:
+            raise InputError(f"{path} has {size:,} bytes, more than {_LARGEST_TEXT:,}: make it smaller or remove it")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): {_AGAIN}") from error
+
+
+def _pen(content: bytes, where: str) -> np.ndarray:
+    """The sequence of one XML file: points are the ``x`` and ``y`` of each ``Point`` in a ``Stroke``."""
+    lines: list[list[tuple[float, float]]] = []
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        if name == "Stroke":
+            lines.append([])
+        elif name == "Point":
+            if not lines or not attributes.keys() >= {"x", "y"}:
+                raise ValueError("a point without a stroke, x or y")
+            lines[-1].append((float(attributes["x"]), float(attributes["y"])))
+
+    def doctype(*_: Any) -> None:  # where entities are defined, with which a few bytes can fill the memory
+        raise ValueError("it declares a document type")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.StartDoctypeDeclHandler = start, doctype
+    try:
+        parser.Parse(content, True)
+    except (expat.ExpatError, ValueError, LookupError) as error:  # an unknown encoding is a LookupError
+        raise InputError(f"{where} is damaged or holds no strokes ({_reason(error)}): {_AGAIN}") from error
+    if not any(lines):
+        raise InputError(f"{where} holds no strokes: remove it or {_AGAIN}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        sequence = from_lines([np.array(line) for line in lines if line])
+    return _checked(sequence, where)
+
+
+def _checked(sequence: np.ndarray, where: str) -> np.ndarray:
+    if sequence.ndim != 2 or sequence.shape[1] != 3 or not len(sequence):
+        raise InputError(f"{where} is of shape {sequence.shape}: give (points, 3), at least one point of dx, dy, pen")
+    with np.errstate(over="ignore"):
+        sequence = sequence.astype(np.float32)
+    if not np.isfinite(sequence).all():
+        raise InputError(f"{where} has a point that is not finite: correct or remove it")
+    if not np.isin(sequence[:, 2], (0, 1)).all():
+        raise InputError(f"{where} has a third number that is not 0 or 1: give 1 where the pen is lifted, else 0")
+    return sequence
+
+
+def _part(content: bytes, name: str) -> list[np.ndarray]:
+    """The sequences of one ``.npy`` file; ``name`` is for errors."""
+    try:
+        array = _array(content)
+    except Exception as error:  # a damaged array or pickle raises all sorts
+        raise InputError(f"{name}: damaged or no array of sequences ({_reason(error)}): {_AGAIN}") from error
+    if not len(array):
+        raise InputError(f"{name} holds no sequences: give at least one")
+    return [_checked(sequence, f"{name}, sequence {i}") for i, sequence in enumerate(array)]
+
+
+def _array(content: bytes) -> list[np.ndarray]:
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_column, kind = header(file)
+    if not kind.hasobject:
+        if kind.kind not in "iuf":
+            raise ValueError(f"it is of type {kind}, not of numbers")
+        array = np.frombuffer(content, kind, offset=file.tell()).reshape(shape, order="F" if by_column else "C")
+        return list(array)
+    outer = _Unpickler(file, encoding="bytes").load()
+    if not isinstance(outer, _Array) or not isinstance(outer.content, list):
+        raise ValueError("it holds no arrays")
+    if len(outer.shape) == 3 and all(type(number) in (int, float) for number in outer.content):
+        return list(np.array(outer.content, np.float64).reshape(outer.shape))  # objects come row by row in any case
+    if len(outer.shape) != 1 or not all(isinstance(item, _Array) for item in outer.content):
+        raise ValueError("it is not a list of arrays")
+    if sum(len(item.content) for item in outer.content) > len(content):
+        raise ValueError("one array stands in many places")  # with which a few bytes can fill the memory
+    return [item.numbers() for item in outer.content]
+
+
+class _Kind:
+    """What a pickle says of an array's type."""
+
+    def __init__(self, kind: str | bytes, *_: Any):
+        self.kind, self.order = _text(kind), "="
+
+    def __setstate__(self, state: tuple):
+        self.order = _text(state[1])  # before it, a version
+
+
+class _Array:
+    """What a pickle says of an array. It is only noted: NumPy itself would obey a forged state."""
+
+    def __init__(self, *_: Any):
+        self.shape, self.kind, self.by_column, self.content = (0,), _Kind(""), False, b""
+
+    def __setstate__(self, state: tuple):
+        self.shape, self.kind, self.by_column, self.content = state[-4:]  # before them, a version
+        if type(self.shape) is not tuple or type(self.kind) is not _Kind or type(self.content) not in (bytes, list):
+            raise pickle.UnpicklingError("it is not an array")
+
+    def numbers(self) -> np.ndarray:
+        """The array itself, of integers or floats."""
+        if self.kind.kind not in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
+            raise ValueError(f"an array of type {self.kind.kind[:40]!r}, not of numbers")
+        array = np.frombuffer(self.content, np.dtype(self.kind.order + self.kind.kind))
+        return array.reshape(self.shape, order="F" if self.by_column else "C")
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)  # Python 2's text is bytes
+
+
+class _Unpickler(pickle._Unpickler):
+    """Knows only the names that arrays in an array need, and what stands for them here: nothing can be run.
+
+    It is the one in Python. The one in C is hardly faster here and asks for gigabytes where a single bit is wrong.
+    """
+
+    dispatch: ClassVar = {  # without the one instruction that takes memory before it looks for content
+        code: step for code, step in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
+    }
+    _KNOWN: ClassVar = {
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,  # since NumPy 2
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Kind,
+        ("_codecs", "encode"): str.encode,  # Python 3 wraps bytes like this for Python 2
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._KNOWN:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
+        return self._KNOWN[module, name]
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:120]
