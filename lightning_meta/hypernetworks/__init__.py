@@ -7,8 +7,10 @@ from lightning_meta.hypernetworks.layers import (
     HyperRNNCell,
     KernelGenerator,
 )
+from lightning_meta.hypernetworks.recurrent import LSTM, LSTMCell
 
 __all__ = [
+    "LSTM",
     "CoordinateNetwork",
     "HyperConv2d",
     "HyperLSTM",
@@ -16,4 +18,5 @@ __all__ = [
     "HyperRNN",
     "HyperRNNCell",
     "KernelGenerator",
+    "LSTMCell",
 ]

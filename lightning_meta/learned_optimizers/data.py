@@ -3,17 +3,21 @@
 Shapes: B problems of n coordinates each; minibatches of M images.
 """
 
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_meta.errors import InputError
+from lightning_meta.labelled_pictures import (
+    LabelledPictures,
+    fetch_cifar10,
+    fetch_digits,
+    read_cifar10,
+    read_digits,
+)
 from lightning_meta.learned_optimizers.problem_sets import (
     ClassificationSet,
     Drawn,
@@ -23,8 +27,7 @@ from lightning_meta.learned_optimizers.problem_sets import (
 )
 from lightning_meta.learned_optimizers.problems import MLP, ConvNet
 from lightning_meta.learned_optimizers.unroll import Problems
-from lightning_meta.sampling import SegmentSampler, evaluation_keys, generator, ignore_interrupts
-from lightning_meta.sources import cifar, digits
+from lightning_meta.sampling import SegmentSampler, evaluation_keys, ignore_interrupts
 
 
 class InnerProblems(LightningDataModule):
@@ -181,8 +184,8 @@ class ClassificationProblems(InnerProblems):
     rest, test problems from the test images: the data are new there too.
     """
 
-    def read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Training images (N, C, S, S), uint8, and labels (N,), then test images and labels. Sets ``data_name``."""
+    def read(self) -> LabelledPictures:
+        """The pictures."""
         raise NotImplementedError
 
     def network(self, classes: int, **case: Any) -> nn.Module:
@@ -190,7 +193,7 @@ class ClassificationProblems(InnerProblems):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        images, labels, test_images, test_labels = self.read()
+        images, labels, test_images, test_labels, classes, self.data_name = self.read()
         count = len(images) * 5 // 6
         train, val, test = (
             (images[:count], labels[:count]),
@@ -198,7 +201,7 @@ class ClassificationProblems(InnerProblems):
             (test_images, test_labels),
         )
         self.splits = {"train": train, "val": val, "tune": train, "test": test, "predict": test}
-        self.classes = int(max(labels.max(), test_labels.max())) + 1
+        self.classes = len(classes)
         self.test_name = "minibatches of the test images"
         self.add_sets()
         self.save_hyperparameters({"data_name": self.data_name})
@@ -249,29 +252,10 @@ class DigitProblems(ClassificationProblems):
 
     def prepare_data(self) -> None:
         h = self.hparams
-        if h.pictures or h.source == "stand-in" or not h.download or digits.has_mnist(h.root):
-            return
-        with suppress(InputError):  # read says what is missing, or falls back
-            digits.download_mnist(h.root)
+        fetch_digits(h.root, h.source, h.download, h.pictures)
 
-    def read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        h = self.hparams
-        if h.pictures:
-            self.data_name = f"pictures of {Path(h.pictures).name}, 28x28 in grey"
-            train, train_labels, test, test_labels = own_pictures(h.pictures, 28)
-            train, test = (images.float().mean(1, keepdim=True).round().to(torch.uint8) for images in (train, test))
-            return train, train_labels, test, test_labels
-        if h.source == "paper" or (h.source == "auto" and digits.has_mnist(h.root)):
-            self.data_name = "MNIST"
-            images, labels = digits.mnist(h.root, train=True)
-            test, test_labels = digits.mnist(h.root, train=False)
-        else:
-            self.data_name = "scikit-learn's 8x8 digits, a stand-in for MNIST"
-            images, labels = digits.small_digits()
-            images, labels, test, test_labels = images[:1400], labels[:1400], images[1400:], labels[1400:]
-            if h.source == "auto":
-                warn_of_stand_in("MNIST", Path(h.root) / "MNIST" / "raw", self.data_name)
-        return images[:, None], labels, test[:, None], test_labels
+    def read(self) -> LabelledPictures:
+        return read_digits(self.hparams.root, self.hparams.source, self.hparams.pictures)
 
     def network(self, classes: int, hidden: list[int] | None = None, activation: str | None = None) -> MLP:
         return MLP(28 * 28, hidden or self.hparams.hidden, classes, activation or self.hparams.activation)
@@ -312,23 +296,10 @@ class PictureProblems(ClassificationProblems):
 
     def prepare_data(self) -> None:
         h = self.hparams
-        if h.pictures or h.source == "stand-in" or not h.download or cifar.has_cifar10(h.root):
-            return
-        with suppress(InputError):
-            cifar.download_cifar10(h.root)
+        fetch_cifar10(h.root, h.source, h.download, h.pictures)
 
-    def read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        h = self.hparams
-        if h.pictures:
-            self.data_name = f"pictures of {Path(h.pictures).name}, 32x32"
-            return own_pictures(h.pictures, 32)
-        if h.source == "paper" or (h.source == "auto" and cifar.has_cifar10(h.root)):
-            self.data_name = "CIFAR-10"
-            return *cifar.cifar10(h.root, train=True), *cifar.cifar10(h.root, train=False)
-        self.data_name = "coloured digits over photograph patches, a stand-in for CIFAR-10"
-        if h.source == "auto":
-            warn_of_stand_in("CIFAR-10", Path(h.root) / "cifar-10-batches-py", self.data_name)
-        return *cifar.coloured_digits(train=True), *cifar.coloured_digits(train=False)
+    def read(self) -> LabelledPictures:
+        return read_cifar10(self.hparams.root, self.hparams.source, self.hparams.pictures)
 
     def network(self, classes: int) -> ConvNet:
         return ConvNet(32, self.hparams.channels, classes)
@@ -346,31 +317,3 @@ def only(images: Tensor, labels: Tensor, wanted: list[int]) -> tuple[Tensor, Ten
     numbers[sorted(wanted)] = torch.arange(len(wanted))
     renumbered = numbers[labels.long()]
     return images[renumbered >= 0], renumbered[renumbered >= 0]
-
-
-def own_pictures(path: str, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A user's class folders: training images (N, 3, S, S) and labels, test images and labels.
-
-    Without a ``test`` folder every sixth picture of the (shuffled) ones there is for testing.
-
-    Raises:
-        InputError: Where they cannot be read, or training and test classes differ.
-    """
-    images, labels, names = cifar.class_folders(path, size, split="train")
-    test, test_labels, test_names = cifar.class_folders(path, size, split="test")
-    if names != test_names:
-        raise InputError(f"{path}: the classes of train and test differ, {names} and {test_names}: use the same names")
-    one_set = torch.equal(images, test)
-    order = torch.from_numpy(generator(0).permutation(len(images)))
-    images, labels = images[order], labels[order]
-    if one_set:
-        held_out = torch.arange(len(images)) % 6 == 5
-        images, labels, test, test_labels = images[~held_out], labels[~held_out], images[held_out], labels[held_out]
-    if len(images) < 6 or not len(test):
-        raise InputError(f"{path}: {len(images)} pictures are too few: give at least a dozen")
-    return images, labels, test, test_labels
-
-
-def warn_of_stand_in(wanted: str, where: Path, used: str) -> None:
-    """Says on the first process that a stand-in is used."""
-    rank_zero_warn(f"no {wanted} in {where}: this run uses {used}; --data.root names another place")

@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from lightning_meta.errors import InputError
-from lightning_meta.learned_optimizers.data import InnerProblems, warn_of_stand_in
+from lightning_meta.labelled_pictures import warn_of_stand_in
+from lightning_meta.learned_optimizers.data import InnerProblems
 from lightning_meta.learned_optimizers.features import Features, load_features, targets
 from lightning_meta.learned_optimizers.problem_sets import Drawn, ProblemSet
 from lightning_meta.learned_optimizers.problems import StyleTransfers

@@ -12,7 +12,6 @@ from lightning_meta.learned_optimizers.data import (
     PictureProblems,
     QuadraticProblems,
     only,
-    own_pictures,
 )
 from lightning_meta.learned_optimizers.problem_sets import ClassificationSet, OneQuadratic, QuadraticSet
 from lightning_meta.learned_optimizers.unroll import loss_and_gradient
@@ -334,45 +333,6 @@ def paint(folder, classes, count, first=0):
         (folder / f"class {red}").mkdir(parents=True)
         for i in range(count):
             Image.new("RGB", (9, 7), (100 * red, first + 20 * red + i, 30)).save(folder / f"class {red}" / f"{i}.png")
-
-
-def seen(images):
-    assert (images == images[:, :, :1, :1]).all()
-    return images[:, 1, 0, 0].tolist()
-
-
-def test_own_pictures_without_a_test_folder(tmp_path):
-    paint(tmp_path, 2, 9)
-    images, labels, test, test_labels = own_pictures(str(tmp_path), 8)
-    assert images.shape == (15, 3, 8, 8)
-    assert test.shape == (3, 3, 8, 8)
-    numbers = seen(images) + seen(test)
-    assert sorted(numbers) == [*range(9), *range(20, 29)]
-    assert numbers != sorted(numbers), "shuffled"
-    assert [n // 20 for n in numbers] == [*labels.tolist(), *test_labels.tolist()]
-    assert torch.equal(own_pictures(str(tmp_path), 8)[0], images)
-
-
-def test_own_pictures_with_train_and_test_folders(tmp_path):
-    paint(tmp_path / "train", 3, 4)
-    paint(tmp_path / "test", 3, 2, first=100)
-    images, labels, test, test_labels = own_pictures(str(tmp_path), 8)
-    assert sorted(seen(images)) == [*range(4), *range(20, 24), *range(40, 44)]
-    assert [n // 20 for n in seen(images)] == labels.tolist()
-    assert sorted(seen(test)) == [100, 101, 120, 121, 140, 141]
-    assert [n // 20 - 5 for n in seen(test)] == test_labels.tolist()
-
-
-def test_own_pictures_that_cannot_be_used(tmp_path):
-    paint(tmp_path / "few", 2, 3)
-    with pytest.raises(InputError, match="too few"):
-        own_pictures(str(tmp_path / "few"), 8)
-    paint(tmp_path / "differ" / "train", 3, 4)
-    paint(tmp_path / "differ" / "test", 2, 4)
-    with pytest.raises(InputError, match="train and test differ"):
-        own_pictures(str(tmp_path / "differ"), 8)
-    with pytest.raises(InputError, match="none"):
-        own_pictures(str(tmp_path / "none"), 8)
 
 
 def test_problems_from_own_pictures(tmp_path):
