@@ -1,9 +1,11 @@
 """A HyperLSTM over a sequence, forward and backward, against torch.nn.LSTM of as many units and a step written plainly.
 
-Inputs are dense vectors that need gradients, as those of a second layer or an embedding do: 256 and 50 numbers.
+Inputs are dense vectors that need gradients, as those of a second layer or an embedding do: 256 and 50 numbers. Where
+labml-nn is installed (requirements.txt), its HyperLSTM, which always has layer norm, is measured too.
 """
 
 import argparse
+import importlib.util
 from typing import NamedTuple
 
 import torch
@@ -80,6 +82,11 @@ def measure(setting: Setting, options: argparse.Namespace) -> list[dict[str, str
         "step by step": (plain, lambda: step_by_step(plain.cells[0], x)),
         "step by step, layer norm": (normed, lambda: step_by_step(normed.cells[0], x)),
     }
+    if importlib.util.find_spec("labml_nn"):
+        from labml_nn.hypernetworks.hyper_lstm import HyperLSTM as Theirs
+
+        theirs = Theirs(inputs, hidden, hyper, embedding, 1).to(options.device)
+        forms["labml-nn, layer norm"] = theirs, lambda: theirs(x)[0]
     functions = {
         form: lambda layer=layer, run=run: torch.autograd.grad(run(), (x, *layer.parameters()), grad)
         for form, (layer, run) in forms.items()

@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import hyper_lstm, learnet_layer, local_filtering, meta_step, one_shot, training_step
+from benchmarks import (
+    decoding,
+    hyper_lstm,
+    hyper_resnet,
+    learnet_layer,
+    local_filtering,
+    meta_step,
+    one_shot,
+    training_step,
+)
 from benchmarks.__main__ import main
 from benchmarks.report import report
 from lightning_meta.hypernetworks import HyperLSTM
@@ -25,10 +34,19 @@ def test_the_list_names_every_benchmark(capsys):
 
 def test_without_a_name_none_runs_that_takes_hours(monkeypatch):
     ran = []
-    for module in (hyper_lstm, learnet_layer, local_filtering, meta_step, one_shot, training_step):
+    for module in (
+        decoding,
+        hyper_lstm,
+        hyper_resnet,
+        learnet_layer,
+        local_filtering,
+        meta_step,
+        one_shot,
+        training_step,
+    ):
         monkeypatch.setattr(module, "main", lambda arguments, module=module: ran.append(module))
     main([])
-    assert ran == [hyper_lstm, learnet_layer, local_filtering, meta_step, training_step]
+    assert ran == [decoding, hyper_lstm, hyper_resnet, learnet_layer, local_filtering, meta_step, training_step]
     main(["one_shot"])
     assert ran[-1] is one_shot
 
@@ -81,6 +99,28 @@ def test_rows_of_a_hyper_lstm():
     rows = hyper_lstm.measure(hyper_lstm.Setting("tiny", 2, 3, 4, 5, 3, 2), options)
     assert [row["x torch.nn.LSTM"] == 1 for row in rows] == [True, False, False, False, False]
     assert all(row["ms"] > 0 and row["peak MiB"] > 0 for row in rows)
+
+
+def test_rows_of_a_hyper_residual_network():
+    options = argparse.Namespace(device="cpu", repeats=1)
+    rows = hyper_resnet.measure("10-1", 10, 1, 2, options)
+    assert [row["form"] for row in rows] == ["plain", "hyper", "hyper, layer by layer"]
+    assert [row["x plain"] == 1 for row in rows] == [True, False, False]
+    assert all(row["ms"] > 0 and row["peak MiB"] > 0 for row in rows)
+    assert rows[1]["parameters"] == rows[2]["parameters"] != rows[0]["parameters"]
+    one, other = (make(True, 10).eval() for make, hyper in hyper_resnet.FORMS.values() if hyper)
+    other.load_state_dict(one.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(one(x)[0], other(x)[0])
+
+
+@pytest.mark.parametrize("network", ["lstm", "hyper_lstm"])
+def test_rows_of_decoding(network):
+    options = argparse.Namespace(device="cpu", repeats=1)
+    rows = decoding.measure(decoding.Setting("tiny", network, 9, 6, 3, 2, length=4, sentences=3, beam=2), options)
+    assert [row["form"] for row in rows] == ["greedy", "beam of 2", "beam of 2, one at a time"]
+    assert rows[0]["x time of greedy"] == 1
+    assert all(row["sentences/s"] > 0 for row in rows)
 
 
 @pytest.fixture

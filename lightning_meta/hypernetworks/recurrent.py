@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_meta.hypernetworks.layers import EPSILON, HyperLSTM, Recurrent
+from lightning_meta.hypernetworks.hyper_lstm import EPSILON
+from lightning_meta.hypernetworks.layers import HyperLSTM, Recurrent
 
 Network = Literal["lstm", "hyper_lstm"]
 

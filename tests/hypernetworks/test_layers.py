@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
-from lightning_meta.hypernetworks import HyperLSTM, HyperLSTMCell, HyperRNN, HyperRNNCell
+from lightning_meta.hypernetworks import HyperLSTM, HyperLSTMCell, HyperRNN, HyperRNNCell, fused, hyper_lstm
 
 LSTM_OPTIONS = [
     {"layer_norm": layer_norm, "embed_previous": previous} for layer_norm in (True, False) for previous in (True, False)
@@ -421,6 +421,56 @@ def test_bfloat16(layer):
     assert output.dtype == torch.bfloat16
     output.sum().backward()
     torch.testing.assert_close(output.float(), wanted, rtol=0.1, atol=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("options", LSTM_OPTIONS)
+def test_both_forms_of_a_step_compute_the_same(monkeypatch, options, dropout, dtype):
+    """Packed, in two threads, with sizes that fill no vector and no block of samples; bfloat16 under autocast."""
+    mixed = dtype == torch.bfloat16
+    working = torch.float32 if mixed else dtype
+    if fused.steps(torch.zeros(1, dtype=working), dtype) is None:
+        pytest.skip("there is no C++ compiler")
+    options = {**options, "recurrent_dropout": dropout, "hyper_recurrent_dropout": dropout}
+    lstm = randomised(HyperLSTM(3, 21, 2, bidirectional=True, hyper_size=10, embedding_size=3, **options)).to(working)
+    for weight in lstm.parameters():
+        weight.data.mul_(0.5)
+    torch.set_num_threads(2)
+    x = pack_sequence([torch.randn(n, 3, dtype=working, requires_grad=True) for n in (4,) * 11 + (3,) * 8 + (1,)])
+
+    def run(worth: int) -> list[Tensor]:
+        monkeypatch.setattr(hyper_lstm, "WORTH_BUILDING", worth)
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            output, state = lstm(x)
+        loss = output.data.sum() + sum(part.square().sum() for part in state)
+        return [output.data, *state, *torch.autograd.grad(loss, (x.data, *lstm.parameters()))]
+
+    for a, b in zip(run(worth=0), run(worth=2**60), strict=True):
+        scale = b.abs().max()
+        torch.testing.assert_close(a / scale, b / scale, rtol=0, atol={8: 1e-13, 4: 1e-5, 2: 3e-2}[dtype.itemsize])
+
+
+def test_what_is_short_waits_for_no_compiler(monkeypatch):
+    asked = []
+    monkeypatch.setattr(fused, "_library", lambda: asked.append(True))
+    for rows in (2**6 - 1, 2**6):
+        assert not asked
+        cell = HyperLSTMCell(1, 2**10, hyper_size=1, embedding_size=1)
+        cell.sequence(torch.zeros(rows, 1), [1] * rows, (cell.start(1),) * 2)
+    assert asked
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_it_runs(monkeypatch, tmp_path, compiler):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(fused, "_library", fused._library.__wrapped__)
+    monkeypatch.setattr(hyper_lstm, "WORTH_BUILDING", 0)
+    lstm, _ = both_layers()
+    assert lstm(torch.zeros(2, 3, 3, dtype=torch.float64))[0].isfinite().all()
+    assert not list(tmp_path.rglob("*.so"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,231 @@
+"""Machine translation with LSTMs and HyperLSTMs (Ha et al. 2016, section 4.6): GNMT's model and search, trained anew.
+
+Letters as in ``translator.py``: B sentences, S pieces of a source sentence, T of a target one.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.text import SacreBLEUScore
+
+from lightning_meta.errors import InputError
+from lightning_meta.hypernetworks.recurrent import Network
+from lightning_meta.hypernetworks.translation_data import Sentences, dictionary, padded, spread, unigram_nats
+from lightning_meta.hypernetworks.translation_figures import attention_picture
+from lightning_meta.hypernetworks.translator import Hypotheses, Translator
+from lightning_meta.reports import Measure
+from lightning_meta.sources.pieces import EOS, PAD, UNKNOWN, Pieces
+
+PICTURES = 8  # sentences whose attention ``predict`` draws
+_KNOWN = 10_000  # training pairs that the trivial baselines learn from
+
+
+class Translated(NamedTuple):
+    """A sentence, and how it was translated."""
+
+    text: str
+    source: list[str]  # S: pieces of the sentence that was given
+    target: list[str]  # T: pieces of its translation
+    attention: Tensor  # (T, S)
+
+
+class Translation(LightningModule):
+    """Trains a translator on pairs of sentences.
+
+    The word pieces that it knows are learned from the sentences that it is first trained on, and are part of its
+    checkpoints.
+
+    Args:
+        pieces: Of both languages together (paper: 32,000).
+        network: ``lstm`` or ``hyper_lstm``.
+        hidden_size: Units of a layer (paper: 1,024).
+        encoder_layers: At least 2; the first one reads in both directions (paper: 8).
+        decoder_layers: At least 2 (paper: 8).
+        piece_size: Numbers that stand for a piece.
+        layer_norm: Layer norm in all cells, the small ones too.
+        hyper_size: Units of a HyperLSTM's small LSTM.
+        embedding_size: Numbers of each of its embeddings.
+        init: Its start, ``paper`` or ``broken-symmetry``.
+        dropout: Of what enters a layer.
+        lr: Adam's learning rate.
+        lr_decay: Whether it falls to zero along a cosine.
+        beam: Hypotheses that test and ``predict`` follow; validation is greedy.
+        length_penalty: The more, the longer a translation may be (GNMT's alpha).
+        coverage_penalty: For parts of the source that no piece looked at (GNMT's beta).
+    """
+
+    def __init__(
+        self,
+        pieces: int = 32_000,
+        network: Network = "hyper_lstm",
+        hidden_size: int = 1024,
+        encoder_layers: int = 8,
+        decoder_layers: int = 8,
+        piece_size: int = 1024,
+        layer_norm: bool = True,
+        hyper_size: int = 128,
+        embedding_size: int = 32,
+        init: str = "paper",
+        dropout: float = 0.2,
+        lr: float = 2e-4,
+        lr_decay: bool = False,
+        beam: int = 4,
+        length_penalty: float = 0.2,
+        coverage_penalty: float = 0.2,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        for name, least in (("pieces", 5), ("piece_size", 1), ("hidden_size", 1), ("beam", 1)):
+            if self.hparams[name] < least:
+                raise InputError(f"model.{name} is {self.hparams[name]}: choose at least {least}")
+        try:
+            self.translator = Translator(
+                pieces,
+                piece_size,
+                hidden_size,
+                encoder_layers,
+                decoder_layers,
+                dropout,
+                network,
+                layer_norm=layer_norm,
+                hyper_size=hyper_size,
+                embedding_size=embedding_size,
+                init=init,
+            )
+        except ValueError as error:
+            raise InputError(f"model: {error}") from error
+        self.vocabulary: Pieces | None = None
+        # in float64, so that it does not matter which process saw what
+        self.costs = nn.ModuleDict({name: MeanMetric().set_dtype(torch.float64) for name in ("val", "test")})
+        self.bleu = nn.ModuleDict({name: SacreBLEUScore() for name in ("val", "beam", "greedy", "words", "copy")})
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _lr_factor(self, step: int) -> float:
+        return 0.5 + 0.5 * math.cos(math.pi * min(1, step / self.trainer.max_steps)) if self.hparams.lr_decay else 1.0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["pieces"] = torch.frombuffer(bytearray(self.vocabulary.model), dtype=torch.uint8)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.vocabulary = Pieces(bytes(checkpoint["pieces"].tolist()))
+
+    def on_fit_start(self) -> None:
+        if self.vocabulary is None:
+            self.vocabulary = self.trainer.datamodule.learn_pieces(self.hparams.pieces)
+
+    def training_step(self, batch: Sentences, batch_idx: int) -> Tensor:
+        nats = self.translator(batch.source, batch.target)
+        self.log("train/log_perplexity", nats.sum() / (batch.target != PAD).sum(), prog_bar=True, batch_size=_n(batch))
+        return nats.sum(0).mean()  # of whole sentences: the same however they are shared between processes
+
+    def validation_step(self, batch: Sentences, batch_idx: int) -> None:
+        self._log_cost("val", batch)
+        self._compare("val", self._texts(self._search(batch.source, 1)), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_bleu("val", "val/bleu")
+
+    def on_test_start(self) -> None:
+        data, known = self.trainer.datamodule, spread(self.trainer.datamodule.train, _KNOWN)
+        encoded = (self.vocabulary.encode(part.target) for part in (known, data.test))
+        self.unigram = unigram_nats(*encoded, len(self.vocabulary))
+        self.words = dictionary(known)
+        names = {"unigram entropy": "test/unigram entropy"}
+        self.measure = Measure("log-perplexity", "nats per word piece", "test/log_perplexity", names)
+        names = {"greedy search": "greedy", "word by word": "words", "source copied": "copy"}
+        names = {title: f"test/bleu/{name}" for title, name in names.items()}
+        self.further_measures = [Measure(f"BLEU, beam of {self.hparams.beam}", "%", "test/bleu/beam", names)]
+
+    def test_step(self, batch: Sentences, batch_idx: int) -> None:
+        self._log_cost("test", batch)
+        self.log("test/unigram entropy", self.unigram, batch_size=_n(batch))
+        self._compare("beam", self._texts(self._search(batch.source)), batch)
+        self._compare("greedy", self._texts(self._search(batch.source, 1)), batch)
+        source = batch.texts.source
+        self._compare(
+            "words", [" ".join(self.words.get(word, word) for word in text.split()) for text in source], batch
+        )
+        self._compare("copy", source, batch)
+
+    def on_test_epoch_end(self) -> None:
+        for name in ("beam", "greedy", "words", "copy"):
+            self._log_bleu(name, f"test/bleu/{name}")
+
+    def _log_cost(self, name: str, batch: Sentences) -> None:
+        nats, count = self.translator(batch.source, batch.target).double().sum(), (batch.target != PAD).sum()
+        self.costs[name].update(nats / count, weight=count)
+        self.log(f"{name}/log_perplexity", self.costs[name], prog_bar=name == "val", batch_size=_n(batch))
+
+    def _compare(self, name: str, texts: list[str], batch: Sentences) -> None:
+        self.bleu[name].update(texts, [[text] for text in batch.texts.target])
+
+    def _log_bleu(self, name: str, key: str) -> None:
+        self.log(key, 100 * self.bleu[name].compute(), prog_bar=name == "val")
+        self.bleu[name].reset()
+
+    def _search(self, source: Tensor, beam: int | None = None) -> Hypotheses:
+        """The best translations of sentences (S, B); at most twice as many pieces as in the source, and 10."""
+        h, longest = self.hparams, 2 * (source != PAD).sum(0) + 10
+        return self.translator.search(source, longest, beam or h.beam, h.length_penalty, h.coverage_penalty)
+
+    def _texts(self, found: Hypotheses) -> list[str]:
+        return self.vocabulary.decode([_before_end(pieces) for pieces in found.pieces.t().tolist()])
+
+    @torch.no_grad()
+    def translate(self, sentences: list[str], beam: int | None = None, batch_size: int = 32) -> list[Translated]:
+        """Translates sentences; call ``eval()`` first.
+
+        Args:
+            sentences: None of them empty.
+            beam: Hypotheses to follow. None: as the model was told.
+            batch_size: Sentences at once; those of about one length go together.
+        """
+        encoded = self.vocabulary.encode(sentences)
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        done: dict[int, Translated] = {}
+        for start in range(0, len(order), batch_size):
+            some = order[start : start + batch_size]
+            source = padded(encoded[i] for i in some).to(self.device)
+            found = self._search(source, beam)
+            columns = zip(some, self._texts(found), found.pieces.t().tolist(), found.attention, strict=True)
+            for i, text, pieces, attention in columns:
+                read, written = [*encoded[i], EOS], [*_before_end(pieces), EOS]
+                names = self.vocabulary.spell(read), self.vocabulary.spell(written)
+                done[i] = Translated(text, *names, attention[: len(written), : len(read)])
+        return [done[i] for i in range(len(sentences))]
+
+    def pictures(self, batch: Sentences) -> dict[str, Tensor]:
+        """Where the model looks as it translates the batch's first three sentences, uint8 (3, H', W')."""
+        return self._draw(self.translate(batch.texts.source[:3], 1))
+
+    def predict_step(self, batch: list[str], batch_idx: int) -> dict[str, Tensor | str]:
+        """A line for each sentence, it and its translation with a tab between them, and attention, by file name."""
+        if any(UNKNOWN in sentence for sentence in self.vocabulary.encode(batch)):
+            rank_zero_warn("some characters were in none of the sentences that the model was trained on")
+        found = self.translate(batch, batch_size=self.trainer.datamodule.batch_size)
+        lines = [f"{text}\t{translated.text}\n" for text, translated in zip(batch, found, strict=True)]
+        pictures = {f"{name}.png": picture for name, picture in self._draw(found[:PICTURES]).items()}
+        return {"translations.txt": "".join(lines)} | pictures
+
+    def _draw(self, found: list[Translated]) -> dict[str, Tensor]:
+        return {
+            f"attention_{number}": attention_picture(sentence.attention, sentence.source, sentence.target)
+            for number, sentence in enumerate(found, 1)
+        }
+
+
+def _n(batch: Sentences) -> int:
+    return batch.source.shape[1]
+
+
+def _before_end(pieces: list[int]) -> list[int]:
+    return pieces[: pieces.index(EOS)]

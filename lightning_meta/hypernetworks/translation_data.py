@@ -1,0 +1,345 @@
+"""Sentences with their translations (Ha et al. 2016, section 4.6): WMT'14, Multi30k, the user's own, numbers in words.
+
+Letters: B sentences of one process; S pieces of a source sentence and T of a target one, each with its end.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_meta.errors import InputError
+from lightning_meta.sampling import (
+    Key,
+    Segment,
+    SegmentSampler,
+    evaluation_keys,
+    generator,
+    ignore_interrupts,
+    shuffled,
+)
+from lightning_meta.sources import pairs
+from lightning_meta.sources.pairs import Corpus, Pairs
+from lightning_meta.sources.pieces import EOS, PAD, Pieces, train_pieces
+
+NAMES = {"wmt14": "WMT'14 English to French", "multi30k": "Multi30k English to French"}
+_BYTES_FROM = 1000  # pieces of a vocabulary that has room for the 256 bytes
+
+
+class Sentences(NamedTuple):
+    """B pairs."""
+
+    source: Tensor  # (S, B), int64: pieces and EOS, then PAD
+    target: Tensor  # (T, B), likewise
+    texts: Pairs  # as they are written
+    segment: Segment
+
+    @classmethod
+    def collate(cls, samples: list[tuple[list[int], list[int], str, str, Segment]]) -> "Sentences":
+        """Joins samples of ``PairSet``."""
+        source, target, source_texts, target_texts, segments = zip(*samples, strict=True)
+        return cls(padded(source), padded(target), Pairs([*source_texts], [*target_texts]), segments[0])
+
+
+def padded(sentences: Iterable[list[int]]) -> Tensor:
+    """Pieces of B sentences as (S, B), each with EOS, then PAD."""
+    return pad_sequence([torch.tensor([*sentence, EOS]) for sentence in sentences], padding_value=PAD)
+
+
+class PairSet(Dataset):
+    """Pairs in their order.
+
+    Args:
+        pairs: The sentences.
+        pieces: What takes them apart.
+    """
+
+    def __init__(self, pairs: Pairs, pieces: Pieces):
+        self.pairs, self.pieces = pairs, pieces
+
+    def place(self, index: int) -> int:
+        """Which pair sample ``index`` is."""
+        return index
+
+    def __getitem__(self, key: Key) -> tuple[list[int], list[int], str, str, Segment]:
+        index, segment = key
+        place = self.place(index)
+        texts = self.pairs.source[place], self.pairs.target[place]
+        return *self.pieces.encode([*texts]), *texts, segment
+
+
+class ShuffledPairs(PairSet):
+    """Pairs in a new random order each time round, those of one batch of about one length, for training.
+
+    The sentences of ``pool`` batches are drawn together, sorted and cut into batches, which come in random order. Which
+    pair a sample is follows from its number.
+
+    Args:
+        pairs: The sentences.
+        pieces: What takes them apart.
+        seed: Of the random order.
+        batch: Sentences of a batch, of all processes.
+        pool: Batches that are drawn together.
+    """
+
+    def __init__(self, pairs: Pairs, pieces: Pieces, seed: int, batch: int, pool: int):
+        super().__init__(pairs, pieces)
+        self.seed, self.batch, self.pool = seed, batch, pool
+        self._drawn: tuple[int | None, list[int]] = None, []
+
+    def place(self, index: int) -> int:
+        number, position = divmod(index, self.pool * self.batch)
+        if number != self._drawn[0]:
+            self._drawn = number, self._draw(number)
+        return self._drawn[1][position]
+
+    def _draw(self, number: int) -> list[int]:
+        size = self.pool * self.batch
+        places = [shuffled(i, len(self.pairs.source), self.seed) for i in range(number * size, (number + 1) * size)]
+        places.sort(key=lambda i: (len(self.pairs.target[i]), len(self.pairs.source[i])))
+        order = generator(self.seed, number, 2).permutation(self.pool)
+        return np.array(places).reshape(self.pool, self.batch)[order].flatten().tolist()
+
+
+class Translations(LightningDataModule):
+    """Pairs of sentences for a translator, and sentences of the user's for ``predict``.
+
+    Args:
+        corpus: ``wmt14`` (paper) or ``multi30k``, 29,000 captions of pictures; both English to French.
+        root: Folder with ``wmt14/`` or ``multi30k/``.
+        source: ``paper`` insists on the corpus; ``stand-in`` takes numbers in words; ``auto`` takes the corpus where it
+            lies or can be downloaded, else the stand-in.
+        download: Whether to fetch Multi30k into ``root`` where it is missing. WMT'14 has to be put there by hand.
+        pairs: The user's own in the corpus's place: a folder of ``{train,val,test}.{en,fr}``, plain or .gz, or a .zip
+            of tab-separated pairs.
+        source_language: As the names of the files in that folder end.
+        target_language: The same.
+        source_file: With ``target_file``, the user's own in two files whose lines translate each other, plain or .gz:
+            the first 90 % for training, 5 % each for validation and test.
+        target_file: See above.
+        text: What ``predict`` translates: a sentence, or a file with one a line. None: the head of the test part.
+        batch_size: Sentences of a process and step.
+        pool: Batches that are drawn together and sorted by length, so that little is padded. 1: no sorting.
+        longest: Characters; training pairs with a longer side are left out.
+        train_pairs: Train on so many pairs. None: all; of the stand-in 10,000.
+        val_pairs: Validate on so many. None: all.
+        test_pairs: Test on so many. None: all.
+        num_workers: Processes that take sentences apart; 0 does it in the training process.
+        seed: Of the order of training.
+
+    Raises:
+        InputError: Where files are missing or damaged, do not have equally many lines, or have empty ones.
+    """
+
+    def __init__(
+        self,
+        corpus: Literal["wmt14", "multi30k"] = "wmt14",
+        root: str = "data",
+        source: Literal["auto", "paper", "stand-in"] = "auto",
+        download: bool = True,
+        pairs: str | None = None,
+        source_language: str = "en",
+        target_language: str = "fr",
+        source_file: str | None = None,
+        target_file: str | None = None,
+        text: str | None = None,
+        batch_size: int = 64,
+        pool: int = 20,
+        longest: int = 400,
+        train_pairs: int | None = None,
+        val_pairs: int | None = None,
+        test_pairs: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        for name in ("batch_size", "pool", "longest", "train_pairs", "val_pairs", "test_pairs"):
+            if self.hparams[name] is not None and self.hparams[name] < 1:
+                raise InputError(f"data.{name} is {self.hparams[name]}: choose at least 1")
+        if (source_file is None) != (target_file is None) or (pairs and source_file):
+            raise InputError("give both data.source_file and data.target_file, or data.pairs, or none of them")
+        self.batch_size = batch_size
+        self.train_batches: SegmentSampler | None = None  # from MetaSchedule
+
+    @property
+    def present(self) -> bool:
+        """Whether the corpus lies below ``root``."""
+        there = pairs.has_wmt14 if self.hparams.corpus == "wmt14" else pairs.has_multi30k
+        return there(self.hparams.root)
+
+    def prepare_data(self) -> None:
+        h = self.hparams
+        own = h.pairs or h.source_file or h.source == "stand-in"
+        if h.corpus == "multi30k" and h.download and not own and not self.present:
+            with suppress(InputError):  # setup says what is missing, or falls back
+                pairs.download_multi30k(h.root)
+
+    def setup(self, stage: str) -> None:
+        h = self.hparams
+        if stage == "predict" and h.text is not None:  # no corpus is needed, so none has to be there
+            self.text = own_sentences(h.text)
+            return
+        corpus = self._read()
+        short = [max(map(len, pair)) <= h.longest for pair in zip(*corpus.train, strict=True)]
+        self.left_out = len(short) - sum(short)
+        if self.left_out:
+            rank_zero_warn(f"{self.left_out:,} of {len(short):,} training pairs are left out: longer than data.longest")
+        self.train = Pairs(*([text for text, keep in zip(side, short, strict=True) if keep] for side in corpus.train))
+        if not self.train.source:
+            raise InputError(f"no training pair has at most {h.longest} characters a side: raise data.longest")
+        self.val, self.test = head(corpus.val, h.val_pairs), head(corpus.test, h.test_pairs)
+        self.text = self.test.source[:10]
+        self.test_name = (
+            "the test part" if h.test_pairs is None else f"the first {len(self.test.source):,} pairs of its test"
+        )
+        self.save_hyperparameters({"data_name": self.data_name, "left_out": self.left_out, "dropped": corpus.dropped})
+
+    def _read(self) -> Corpus:
+        h = self.hparams
+        if h.source_file:
+            self.data_name = f"{os.path.basename(h.source_file)} and {os.path.basename(h.target_file)}, 90/5/5 %"
+            return in_three(pairs.aligned(h.source_file, h.target_file), h.train_pairs, self.data_name)
+        if h.pairs:
+            name = os.path.basename(os.path.abspath(h.pairs))
+            self.data_name = f"{name}, {h.source_language} to {h.target_language}"
+            corpus = pairs.folder(h.pairs, h.source_language, h.target_language)
+        elif h.source == "paper" or (h.source == "auto" and self.present):
+            self.data_name = NAMES[h.corpus]
+            corpus = pairs.wmt14(h.root, h.train_pairs) if h.corpus == "wmt14" else pairs.multi30k(h.root)
+        else:
+            self.data_name = f"numbers in words, English to French, a stand-in for {NAMES[h.corpus]}"
+            if h.source == "auto":
+                rank_zero_warn(
+                    f"no {NAMES[h.corpus]} in {os.path.join(h.root, h.corpus)}: this run uses {self.data_name}; "
+                    "--data.root names another place, --data.pairs pairs of your own"
+                )
+            return pairs.number_words(h.train_pairs or 10_000, max(h.val_pairs or 1000, h.test_pairs or 1000))
+        return corpus._replace(train=head(corpus.train, h.train_pairs))
+
+    def learn_pieces(self, size: int) -> Pieces:
+        """A vocabulary of the training sentences of both languages; one of 1,000 or more spells rare ones in bytes."""
+        try:
+            return Pieces(train_pieces(self.train, size, byte_fallback=size >= _BYTES_FROM))
+        except InputError as error:
+            raise InputError(f"model.pieces: {error}") from error
+
+    @property
+    def test_samples(self) -> int:
+        """How many sentences a test result is of."""
+        return len(self.test.source)
+
+    def train_dataloader(self) -> DataLoader:
+        if self.train_batches is None:
+            raise InputError("no schedule: add lightning_meta.schedule.MetaSchedule to the trainer's callbacks")
+        batch = self.batch_size * self.trainer.world_size
+        dataset = ShuffledPairs(self.train, self._pieces, self.hparams.seed, batch, self.hparams.pool)
+        return self._loader(dataset, batch_sampler=self.train_batches)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._in_order(self.val)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._in_order(self.test)
+
+    def predict_dataloader(self) -> DataLoader:
+        """All sentences at once: a list."""
+        return DataLoader([self.text], batch_size=None)
+
+    @property
+    def _pieces(self) -> Pieces:
+        return self.trainer.lightning_module.vocabulary
+
+    def _in_order(self, part: Pairs) -> DataLoader:
+        keys = evaluation_keys(len(part.source), 1, self.trainer.global_rank, self.trainer.world_size)
+        return self._loader(PairSet(part, self._pieces), sampler=keys, batch_size=self.batch_size)
+
+    def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            **order,
+            num_workers=self.hparams.num_workers,
+            collate_fn=Sentences.collate,
+            worker_init_fn=ignore_interrupts,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def head(part: Pairs, size: int | None) -> Pairs:
+    """The first so many pairs. None: all."""
+    return Pairs(part.source[:size], part.target[:size])
+
+
+def spread(part: Pairs, size: int) -> Pairs:
+    """At most so many pairs, evenly spread."""
+    step = -(-len(part.source) // size)
+    return Pairs(part.source[::step], part.target[::step])
+
+
+def in_three(part: Pairs, train: int | None, name: str) -> Corpus:
+    """The first 90 % (``train`` of them, if given) to learn from, and 5 % each for validation and test."""
+    n = len(part.source)
+    ends = [0, n * 18 // 20, n * 19 // 20, n]
+    if n < 20:
+        raise InputError(f"{name}: {n} pairs cannot be split: give at least 20")
+    parts = [Pairs(*(side[start:end] for side in part)) for start, end in pairwise(ends)]
+    return Corpus(head(parts[0], train), *parts[1:])
+
+
+def own_sentences(text: str) -> list[str]:
+    """What a user wants translated: the lines of the file that ``text`` names, or ``text`` itself.
+
+    Raises:
+        InputError: If a line is empty, or the file is missing or damaged.
+    """
+    if os.path.isfile(text) or text.endswith((".txt", ".gz")):
+        return pairs.sentences(text)
+    if not text.strip():
+        raise InputError("data.text is empty: give a sentence or a file")
+    return [text.strip()]
+
+
+def unigram_nats(train: list[list[int]], test: list[list[int]], pieces: int) -> float:
+    """What a piece of ``test`` costs by how often it is in ``train``, where each is counted once more; ends count."""
+    counts = Counter(dict.fromkeys(range(pieces), 1))
+    for sentence in train:
+        counts.update([*sentence, EOS])
+    total, costs = counts.total(), [counts[piece] for sentence in test for piece in (*sentence, EOS)]
+    return sum(math.log(total / count) for count in costs) / len(costs)
+
+
+def dictionary(part: Pairs, rounds: int = 10) -> dict[str, str]:
+    """The likeliest translation of each word by IBM's model 1 (Brown et al. 1993): no order, no neighbours."""
+    known: tuple[dict[str, int], dict[str, int]] = {}, {}
+    sources, targets, places, written = [], [], [], 0
+    for texts in zip(*part, strict=True):
+        s, t = (
+            [words.setdefault(word, len(words)) for word in text.split()]
+            for words, text in zip(known, texts, strict=True)
+        )
+        sources.append(np.tile(s, len(t)))
+        targets.append(np.repeat(t, len(s)))
+        places.append(np.repeat(np.arange(written, written + len(t)), len(s)))
+        written += len(t)
+    place, size = np.concatenate(places), len(known[1])
+    keys, pair = np.unique(np.concatenate(sources) * size + np.concatenate(targets), return_inverse=True)
+    source, target = np.divmod(keys, size)
+    odds = np.ones(len(keys))
+    for _ in range(rounds):  # of expectation and maximisation
+        share = odds[pair]
+        share /= np.bincount(place, share)[place]
+        odds = np.bincount(pair, share)
+        odds /= np.bincount(source, odds)[source]
+    words = [list(numbers) for numbers in known]
+    return {words[0][source[i]]: words[1][target[i]] for i in np.argsort(odds, kind="stable")}

@@ -1,0 +1,38 @@
+"""Where a translator looks in the source sentence at each piece that it writes, uint8 (3, H', W')."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def attention_picture(weights: Tensor, source: Sequence[str], target: Sequence[str]) -> Tensor:
+    """Draw attention as a matrix: a row for each piece of the translation, a column for each of the source.
+
+    White is 0, dark blue is 1.
+
+    Args:
+        weights: (T, S).
+        source: S pieces, written on top.
+        target: T pieces, written on the left.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    width, height = 0.3 * len(source), 0.3 * len(target)  # inches
+    across, down = (0.09 * max(4, *map(len, names)) + 0.3 for names in (target, source))
+    size = across + width + 0.2, down + height + 0.2
+    figure = Figure(size, dpi=100)
+    axes = figure.add_axes((across / size[0], 0.2 / size[1], width / size[0], height / size[1]))
+    axes.imshow(weights.float().cpu().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.xaxis.tick_top()
+    axes.set_xticks(range(len(source)), source, rotation=90, family="DejaVu Sans Mono", parse_math=False)
+    axes.set_yticks(range(len(target)), target, family="DejaVu Sans Mono", parse_math=False)
+    axes.set_xticks(np.arange(len(source) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(target) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="0.85", linewidth=0.5)
+    axes.tick_params(which="both", length=0)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).movedim(-1, 0).contiguous()
