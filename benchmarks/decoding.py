@@ -4,6 +4,7 @@ Weights are random, so that no sentence ends early: each gets as many pieces as 
 """
 
 import argparse
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -45,27 +46,23 @@ def measure(setting: Setting, options: argparse.Namespace) -> list[dict[str, str
     source[-1] = EOS
     longest = torch.full((sentences,), length, device=options.device)
 
-    def one_at_a_time() -> None:
-        for b in range(sentences):
-            translator.search(source[:, b : b + 1], longest[b : b + 1], beam)
-
-    forms = {
-        "greedy": lambda: translator.search(source, longest, 1),
-        f"beam of {beam}": lambda: translator.search(source, longest, beam),
-        f"beam of {beam}, one at a time": one_at_a_time,
+    forms = {  # beam, sentences at once
+        "greedy": (1, sentences),
+        f"beam of {beam}": (beam, sentences),
+        f"beam of {beam}, one at a time": (beam, 1),
     }
-    for run in forms.values():
-        run()
     times = {form: [] for form in forms}
-    for _ in range(options.repeats):  # interleaved, so that a busy moment hits all of them
-        for form, run in forms.items():
-            times[form].append(seconds(run, options.device))
+    for _ in range(options.repeats + 1):  # interleaved, so that a busy moment hits all of them; the first warms up
+        for form, (width, n) in forms.items():
+            run = partial(translator.search, source[:, :n], longest[:n], width)
+            times[form].append(seconds(run, options.device) / n)
+    best = {form: min(each[1:]) for form, each in times.items()}
     return [
         {
             "setting": name,
             "form": form,
-            "sentences/s": sentences / min(times[form]),
-            "x time of greedy": min(times[form]) / min(times["greedy"]),
+            "sentences/s": 1 / best[form],
+            "x time of greedy": best[form] / best["greedy"],
         }
         for form in forms
     ]

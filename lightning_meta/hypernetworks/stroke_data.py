@@ -159,14 +159,15 @@ class PenStrokes(LightningDataModule):
         if self.train_batches is None:
             raise InputError("no schedule: add lightning_meta.schedule.MetaSchedule to the trainer's callbacks")
         longest = max(map(len, self.train)) - 1
-        ends = [s.stop for s in islice(self.train_batches.segments(), len(self.train_batches)) if s.last]
-        if not ends:
+        segments = list(islice(self.train_batches.segments(), len(self.train_batches)))
+        if any(segment.start >= longest for segment in segments):
             raise InputError(
-                f"schedule.horizon: sequences end, here after up to {longest} steps: give --schedule.horizon {longest}"
+                "schedule.horizon: segments begin where the longest sequence has ended: "
+                f"give --schedule.horizon {longest}"
             )
-        if max(ends) < longest:
+        if (reach := max(segment.stop for segment in segments)) < longest:
             rank_zero_warn(
-                f"training reads {max(ends)} of up to {longest} steps of a sequence: --schedule.horizon says how many"
+                f"training reads {reach} of up to {longest} steps of a sequence: --schedule.horizon says how many"
             )
         sequences = Sequences(self.train, self.hparams.seed, self.hparams.augment)
         return self._loader(sequences, batch_sampler=self.train_batches)

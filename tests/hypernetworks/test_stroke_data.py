@@ -83,7 +83,7 @@ def test_what_does_not_fit(tmp_path, recwarn):
     path = save(tmp_path / "mine.npz", sequences(*range(5, 15)))
     data = data_module(MetaSchedule(unroll=5), strokes=path)
     data.setup("fit")
-    with pytest.raises(InputError, match=r"up to 13 steps: give --schedule.horizon 13"):
+    with pytest.raises(InputError, match=r"where the longest sequence has ended: give --schedule.horizon 13"):
         data.train_dataloader()
     data = data_module(MetaSchedule(horizon=5), strokes=path)
     data.setup("fit")

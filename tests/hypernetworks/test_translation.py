@@ -2,6 +2,7 @@ import types
 
 import pytest
 import torch
+import yaml
 
 from lightning_meta.cli import main
 from lightning_meta.errors import InputError
@@ -11,7 +12,7 @@ from lightning_meta.hypernetworks.translation_figures import attention_picture
 from lightning_meta.sampling import Segment
 from lightning_meta.sources.pairs import number_words
 from lightning_meta.sources.pieces import EOS, PAD, Pieces, train_pieces
-from tests.conftest import CONFIGS, ROOT, arguments
+from tests.conftest import ROOT, arguments
 
 LETTERS = ("abcdefgh", "ijklmnop")  # of a language and of another
 SIZES = {"pieces": 90, "hidden_size": 8, "piece_size": 6, "encoder_layers": 2, "decoder_layers": 2, "hyper_size": 4}
@@ -127,16 +128,13 @@ def test_the_users_files_from_fit_to_predict(tmp_path, capsys):
 
 
 def test_the_papers_sizes_are_gnmts():
-    assert "hyper_translation" in CONFIGS
-    import yaml
-
     base = yaml.safe_load((ROOT / "configs" / "hyper_translation.yaml").read_text())["model"]["init_args"]
     paper = yaml.safe_load((ROOT / "configs" / "paper" / "hyper_translation.yaml").read_text())["model"]["init_args"]
     with torch.device("meta"):
         module = Translation(**base | paper)
     H, S, Z, V = 1024, 128, 32, 32_000
 
-    def hyper_lstm(inputs):  # ../papers: equation by equation, with layer norm
+    def hyper_lstm(inputs):  # equation by equation, with layer norm
         small = 4 * S * (H + inputs + S + 1)
         return 4 * H * (H + inputs + 1) + small + 4 * (3 * S * Z + 2 * Z) + 12 * H * Z + 10 * (H + S)
 
