@@ -535,7 +535,8 @@ class CoordinateNetwork(nn.Module):
 
     Inputs and units of the layer lie on two grids. Four numbers, the x and y of a weight's input and of its unit, go
     through two hidden layers of ReLUs to that weight: 801 parameters write 784 * 256. The paper does not say: the
-    numbers run from -1 to 1 on each grid.
+    numbers run from -1 to 1 on each grid; what comes out starts with mean 0 and variance 1, and is scaled to the variance
+    of He et al. (2015).
 
     Args:
         inputs: Height and width of the grid of inputs (paper: 28 x 28).
@@ -549,14 +550,19 @@ class CoordinateNetwork(nn.Module):
         self.from_output = nn.Linear(2, width, bias=False)
         self.hidden = nn.Linear(width, width)
         self.last = nn.Linear(width, 1)
+        self.scale = math.sqrt(2 / math.prod(inputs))
         self.register_buffer("inputs", _grid(*inputs), persistent=False)
         self.register_buffer("outputs", _grid(*outputs), persistent=False)
+        with torch.no_grad():
+            weight = self() / self.scale
+            self.last.weight /= weight.std()
+            self.last.bias.sub_(weight.mean()).div_(weight.std())
 
     def forward(self) -> Tensor:
         """Weights (units, inputs), as ``torch.nn.functional.linear`` takes them."""
         # The first layer is linear in the two ends, so that it is worked out once for each end, not for each pair.
         hidden = torch.relu(self.from_output(self.outputs)[:, None] + self.from_input(self.inputs))
-        return self.last(torch.relu(self.hidden(hidden))).squeeze(-1)
+        return self.scale * self.last(torch.relu(self.hidden(hidden))).squeeze(-1)
 
 
 def _grid(height: int, width: int) -> Tensor:
