@@ -535,8 +535,8 @@ class CoordinateNetwork(nn.Module):
 
     Inputs and units of the layer lie on two grids. Four numbers, the x and y of a weight's input and of its unit, go
     through two hidden layers of ReLUs to that weight: 801 parameters write 784 * 256. The paper does not say: the
-    numbers run from -1 to 1 on each grid; what comes out starts with mean 0 and variance 1, and is scaled to the variance
-    of He et al. (2015).
+    numbers run from -1 to 1 on each grid; what comes out starts with mean 0 and variance 1, and is scaled to the
+    variance of He et al. (2015).
 
     Args:
         inputs: Height and width of the grid of inputs (paper: 28 x 28).

@@ -101,6 +101,8 @@ def test_weights_from_coordinates():
     assert count(network) == 801
     assert network().shape == (256, 784)
     assert network().numel() == 200_704
+    torch.testing.assert_close(network().mean(), torch.tensor(0.0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(network().std(), torch.tensor((2 / 784) ** 0.5), rtol=1e-4, atol=0)
     network = CoordinateNetwork((2, 3), (1, 2), width=4).double()
     inputs = [(x, y) for y in (-1, 1) for x in (-1, 0, 1)]
     units = [(x, -1) for x in (-1, 1)]
@@ -108,5 +110,5 @@ def test_weights_from_coordinates():
     for u, unit in enumerate(units):
         for i, pixel in enumerate(inputs):
             hidden = torch.relu(weight @ torch.tensor([*pixel, *unit], dtype=torch.float64) + network.from_input.bias)
-            wanted = network.last(torch.relu(network.hidden(hidden)))[0]
+            wanted = (2 / 6) ** 0.5 * network.last(torch.relu(network.hidden(hidden)))[0]
             torch.testing.assert_close(network()[u, i], wanted)
