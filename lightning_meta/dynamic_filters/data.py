@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -18,12 +17,11 @@ from lightning_meta.errors import InputError
 from lightning_meta.sampling import (
     Key,
     Segment,
-    SegmentSampler,
     evaluation_keys,
     generator,
-    ignore_interrupts,
     shuffled,
 )
+from lightning_meta.scheduled_data import ScheduledData
 from lightning_meta.sources import clips, digits
 
 SIZE, DIGIT = 64, 28  # pixels of the canvas and of a digit
@@ -108,7 +106,7 @@ class FixedClips(Dataset[tuple[np.ndarray, Segment]]):
         return self.sequences[index, segment.start : segment.stop + 1], segment
 
 
-class MovingMNIST(LightningDataModule):
+class MovingMNIST(ScheduledData):
     """Moving MNIST: two digits on 64x64 pixels, 10 frames to see and 10 to predict; or a clip to predict from.
 
     Training sequences are drawn on the fly from the first 50,000 training images of MNIST, validation sequences from
@@ -152,7 +150,6 @@ class MovingMNIST(LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         self.batch_size = batch_size
-        self.train_batches: SegmentSampler | None = None  # from MetaSchedule
 
     def prepare_data(self) -> None:
         if self.hparams.source == "stand-in" or not self.hparams.download or digits.has_mnist(self.hparams.root):
@@ -205,9 +202,7 @@ class MovingMNIST(LightningDataModule):
         return torch.from_numpy(np.mean(frames, axis=0) / 255).float()[None]
 
     def train_dataloader(self) -> DataLoader:
-        if self.train_batches is None:
-            raise InputError("no schedule: add lightning_meta.schedule.MetaSchedule to the trainer's callbacks")
-        return self._loader(self.train_set, batch_sampler=self.train_batches)
+        return self._loader(self.train_set, batch_sampler=self.scheduled())
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.val_set, self.hparams.val_sequences)
@@ -224,14 +219,7 @@ class MovingMNIST(LightningDataModule):
         return self._loader(dataset, sampler=keys, batch_size=self.batch_size)
 
     def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
-        return DataLoader(
-            dataset,
-            **order,
-            num_workers=self.hparams.num_workers,
-            collate_fn=Clips.collate,
-            worker_init_fn=ignore_interrupts,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return self.loader(dataset, Clips.collate, **order)
 
 
 def fixed_test_sequences(root: Path) -> np.ndarray:

@@ -3,8 +3,6 @@
 Shapes: B sequences, T frames, H rows, W columns, K*K taps; one grey channel.
 """
 
-import math
-
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from lightning_meta import figures
 from lightning_meta.dynamic_filters.data import Clips
 from lightning_meta.dynamic_filters.layers import dynamic_local_filter, expected_displacement
 from lightning_meta.errors import InputError
+from lightning_meta.learning_rate import by_step, cosine
 from lightning_meta.reports import Measure
 
 EPSILON = torch.finfo(torch.float32).eps  # where the paper clips predictions before the cross-entropy
@@ -177,13 +176,12 @@ class VideoPrediction(LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr, betas=(0.9, self.hparams.beta2))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return by_step(optimizer, self._lr_factor)
 
     def _lr_factor(self, step: int) -> float:
         if self.hparams.lr_halved_every:
             return 0.5 ** (step // self.hparams.lr_halved_every)
-        return 0.5 + 0.5 * math.cos(math.pi * min(1, step / self.trainer.max_steps))
+        return cosine(step, self.trainer.max_steps)
 
     def forward(self, batch: Clips, state: FrameState | None = None) -> tuple[Tensor, Tensor, FrameState]:
         """Runs the batch's segment; see ``FramePredictor.forward``."""

@@ -15,6 +15,7 @@ from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.classification_data import Pictures
 from lightning_meta.hypernetworks.figures import answer_sheet, kernel_grid
 from lightning_meta.hypernetworks.networks import DigitNetwork, FullyConnectedNetwork, WideResNet, l2
+from lightning_meta.learning_rate import by_step, cosine
 from lightning_meta.reports import Measure
 
 SHOWN = 100  # pictures of a sheet, at most
@@ -83,13 +84,12 @@ class PictureClassification(LightningModule):
             optimizer = torch.optim.Adam(self.parameters(), h.lr)
         else:
             optimizer = torch.optim.SGD(self.parameters(), h.lr, momentum=0.9, nesterov=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return by_step(optimizer, self._lr_factor)
 
     def _lr_factor(self, step: int) -> float:
         h = self.hparams
         if h.lr_steps is None:
-            return 0.5 + 0.5 * math.cos(math.pi * min(1, step / self.trainer.max_steps))
+            return cosine(step, self.trainer.max_steps)
         return next((rate for start, rate in reversed(h.lr_steps) if start <= step), h.lr) / h.lr
 
     def setup(self, stage: str) -> None:

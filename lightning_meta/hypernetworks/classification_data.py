@@ -9,7 +9,6 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,12 +24,11 @@ from lightning_meta.labelled_pictures import (
 from lightning_meta.sampling import (
     Key,
     Segment,
-    SegmentSampler,
     evaluation_keys,
     generator,
-    ignore_interrupts,
     shuffled,
 )
+from lightning_meta.scheduled_data import ScheduledData
 from lightning_meta.sources import photos
 
 TRAIN, VALIDATION_SPLIT = 0, 1  # of random numbers
@@ -122,7 +120,7 @@ def crop(padded: Tensor, size: int, how: Tensor) -> Tensor:
     return padded.movedim(1, -1)[batch, rows[:, :, None], columns[:, None]].movedim(-1, 1)
 
 
-class ClassificationData(LightningDataModule):
+class ClassificationData(ScheduledData):
     """What both data sets share.
 
     A twelfth or a tenth of the training pictures (5,000 at most, drawn at random, the same for every seed) is for
@@ -174,7 +172,6 @@ class ClassificationData(LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         self.batch_size = batch_size
-        self.train_batches: SegmentSampler | None = None  # from MetaSchedule
         self.data: LabelledPictures | None = None
 
     def read(self) -> LabelledPictures:
@@ -232,9 +229,7 @@ class ClassificationData(LightningDataModule):
         return len(self.sets["test"])
 
     def train_dataloader(self) -> DataLoader:
-        if self.train_batches is None:
-            raise InputError("no schedule: add lightning_meta.schedule.MetaSchedule to the trainer's callbacks")
-        return self._loader("train", batch_sampler=self.train_batches)
+        return self._loader("train", batch_sampler=self.scheduled())
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader("val", len(self.sets["val"]))
@@ -252,14 +247,7 @@ class ClassificationData(LightningDataModule):
         return self._loader(name, sampler=keys, batch_size=max(self.batch_size, 100))
 
     def _loader(self, name: str, **order: Any) -> DataLoader:
-        return DataLoader(
-            self.sets[name],
-            **order,
-            num_workers=self.hparams.num_workers,
-            collate_fn=self.sets[name].collate,
-            worker_init_fn=ignore_interrupts,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return self.loader(self.sets[name], self.sets[name].collate, **order)
 
     def on_after_batch_transfer(self, batch: Drawn, dataloader_idx: int) -> Pictures:
         images, labels = self.sets[batch.set_name].pictures(batch)

@@ -18,6 +18,7 @@ from lightning_meta.hypernetworks.layers import HyperLSTM
 from lightning_meta.hypernetworks.recurrent import Network, recurrent_network, weight_changes, written_scales
 from lightning_meta.hypernetworks.text_data import Lines, Prompt
 from lightning_meta.hypernetworks.trace_figures import annotated_text, histogram
+from lightning_meta.learning_rate import by_step, cosine
 from lightning_meta.reports import Measure
 from lightning_meta.sampling import seed_of
 from lightning_meta.sources.text import compressed_bits, unigram_bits
@@ -128,12 +129,10 @@ class LanguageModel(LightningModule):
         self.bits = nn.ModuleDict({name: MeanMetric() for name in ("val", "test", "dynamic")})
 
     def configure_optimizers(self):
-        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), self._lr_factor)
 
     def _lr_factor(self, step: int) -> float:
-        return 0.5 + 0.5 * math.cos(math.pi * min(1, step / self.trainer.max_steps)) if self.hparams.lr_decay else 1.0
+        return cosine(step, self.trainer.max_steps) if self.hparams.lr_decay else 1.0
 
     def on_fit_start(self) -> None:
         found = self.trainer.datamodule.vocabulary

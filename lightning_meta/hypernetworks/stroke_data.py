@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -18,12 +17,11 @@ from lightning_meta.errors import InputError
 from lightning_meta.sampling import (
     Key,
     Segment,
-    SegmentSampler,
     evaluation_keys,
     generator,
-    ignore_interrupts,
     shuffled,
 )
+from lightning_meta.scheduled_data import ScheduledData
 from lightning_meta.sources import strokes
 
 
@@ -75,7 +73,7 @@ class Sequences(Dataset):
         return sequence[segment.start : segment.stop + 1], segment
 
 
-class PenStrokes(LightningDataModule):
+class PenStrokes(ScheduledData):
     """Handwriting, and for ``predict`` a line of the user's whose style is gone on in.
 
     Args:
@@ -120,7 +118,6 @@ class PenStrokes(LightningDataModule):
         if not 0 <= augment < 1:
             raise InputError(f"data.augment is {augment}: choose a part of the size, at least 0 and less than 1")
         self.batch_size = batch_size
-        self.train_batches: SegmentSampler | None = None  # from MetaSchedule
 
     def setup(self, stage: str) -> None:
         h = self.hparams
@@ -156,10 +153,8 @@ class PenStrokes(LightningDataModule):
         return len(self.test)
 
     def train_dataloader(self) -> DataLoader:
-        if self.train_batches is None:
-            raise InputError("no schedule: add lightning_meta.schedule.MetaSchedule to the trainer's callbacks")
         longest = max(map(len, self.train)) - 1
-        segments = list(islice(self.train_batches.segments(), len(self.train_batches)))
+        segments = list(islice(self.scheduled().segments(), len(self.scheduled())))
         if any(segment.start >= longest for segment in segments):
             raise InputError(
                 "schedule.horizon: segments begin where the longest sequence has ended: "
@@ -170,7 +165,7 @@ class PenStrokes(LightningDataModule):
                 f"training reads {reach} of up to {longest} steps of a sequence: --schedule.horizon says how many"
             )
         sequences = Sequences(self.train, self.hparams.seed, self.hparams.augment)
-        return self._loader(sequences, batch_sampler=self.train_batches)
+        return self._loader(sequences, batch_sampler=self.scheduled())
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.val)
@@ -187,11 +182,4 @@ class PenStrokes(LightningDataModule):
         return self._loader(Sequences(sequences), sampler=keys, batch_size=self.batch_size)
 
     def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
-        return DataLoader(
-            dataset,
-            **order,
-            num_workers=self.hparams.num_workers,
-            collate_fn=Points.collate,
-            worker_init_fn=ignore_interrupts,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return self.loader(dataset, Points.collate, **order)

@@ -11,13 +11,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.sampling import Key, Segment, SegmentSampler, generator, ignore_interrupts
+from lightning_meta.sampling import Key, Segment, generator
+from lightning_meta.scheduled_data import ScheduledData
 from lightning_meta.sources import text
 
 NAMES = {"penn_treebank": "Penn Treebank", "enwik8": "enwik8", "text8": "text8"}
@@ -100,7 +100,7 @@ class ScoredReaders(Dataset):
         ]
 
 
-class Text(LightningDataModule):
+class Text(ScheduledData):
     """A text for a language model, and a prompt of the user's for ``predict``.
 
     Args:
@@ -149,7 +149,6 @@ class Text(LightningDataModule):
             if self.hparams[name] < 1:
                 raise InputError(f"data.{name} is {self.hparams[name]}: choose at least 1")
         self.batch_size = batch_size
-        self.train_batches: SegmentSampler | None = None  # from MetaSchedule
         self.unit = "byte" if corpus == "enwik8" else "character"
 
     @property
@@ -219,17 +218,15 @@ class Text(LightningDataModule):
         return len(self.test_text) - 1
 
     def train_dataloader(self) -> DataLoader:
-        if self.train_batches is None:
-            raise InputError("no schedule: add lightning_meta.schedule.MetaSchedule to the trainer's callbacks")
         readers = self.batch_size * self.trainer.world_size
-        longest = max(s.stop - s.start for s in islice(self.train_batches.segments(), len(self.train_batches)))
+        longest = max(s.stop - s.start for s in islice(self.scheduled().segments(), len(self.scheduled())))
         if len(self.train_text) < readers * longest:
             raise InputError(
                 f"{self.data_name} has {len(self.train_text):,} {self.unit}s for training, too few for {readers} "
                 f"readers of {longest} each: lower --data.batch_size or --schedule.unroll, or give a longer text"
             )
         readers = Readers(self.train_text, readers, self.hparams.seed)
-        return self._loader(readers, self.train_batches)
+        return self._loader(readers, self.scheduled())
 
     def val_dataloader(self) -> DataLoader:
         return self._scored(self.val_text, self.hparams.readers)
@@ -248,11 +245,4 @@ class Text(LightningDataModule):
         return self._loader(dataset, dataset.batches(self.hparams.segment, rank, world_size))
 
     def _loader(self, dataset: Dataset, batches: Any) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=self.hparams.num_workers,
-            collate_fn=Lines.collate,
-            worker_init_fn=ignore_interrupts,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return self.loader(dataset, Lines.collate, batch_sampler=batches)

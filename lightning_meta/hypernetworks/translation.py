@@ -3,7 +3,6 @@
 Letters as in ``translator.py``: B sentences, S pieces of a source sentence, T of a target one.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from lightning_meta.hypernetworks.recurrent import Network
 from lightning_meta.hypernetworks.translation_data import Sentences, dictionary, padded, spread, unigram_nats
 from lightning_meta.hypernetworks.translation_figures import attention_picture
 from lightning_meta.hypernetworks.translator import Hypotheses, Translator
+from lightning_meta.learning_rate import by_step, cosine
 from lightning_meta.reports import Measure
 from lightning_meta.sources.pieces import EOS, PAD, UNKNOWN, Pieces
 
@@ -105,12 +105,10 @@ class Translation(LightningModule):
         self.bleu = nn.ModuleDict({name: SacreBLEUScore() for name in ("val", "beam", "greedy", "words", "copy")})
 
     def configure_optimizers(self):
-        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), self._lr_factor)
 
     def _lr_factor(self, step: int) -> float:
-        return 0.5 + 0.5 * math.cos(math.pi * min(1, step / self.trainer.max_steps)) if self.hparams.lr_decay else 1.0
+        return cosine(step, self.trainer.max_steps) if self.hparams.lr_decay else 1.0
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["pieces"] = torch.frombuffer(bytearray(self.vocabulary.model), dtype=torch.uint8)

@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -23,12 +22,11 @@ from lightning_meta.errors import InputError
 from lightning_meta.sampling import (
     Key,
     Segment,
-    SegmentSampler,
     evaluation_keys,
     generator,
-    ignore_interrupts,
     shuffled,
 )
+from lightning_meta.scheduled_data import ScheduledData
 from lightning_meta.sources import pairs
 from lightning_meta.sources.pairs import Corpus, Pairs
 from lightning_meta.sources.pieces import EOS, PAD, Pieces, train_pieces
@@ -112,7 +110,7 @@ class ShuffledPairs(PairSet):
         return np.array(places).reshape(self.pool, self.batch)[order].flatten().tolist()
 
 
-class Translations(LightningDataModule):
+class Translations(ScheduledData):
     """Pairs of sentences for a translator, and sentences of the user's for ``predict``.
 
     Args:
@@ -171,7 +169,6 @@ class Translations(LightningDataModule):
         if (source_file is None) != (target_file is None) or (pairs and source_file):
             raise InputError("give both data.source_file and data.target_file, or data.pairs, or none of them")
         self.batch_size = batch_size
-        self.train_batches: SegmentSampler | None = None  # from MetaSchedule
 
     @property
     def present(self) -> bool:
@@ -241,11 +238,9 @@ class Translations(LightningDataModule):
         return len(self.test.source)
 
     def train_dataloader(self) -> DataLoader:
-        if self.train_batches is None:
-            raise InputError("no schedule: add lightning_meta.schedule.MetaSchedule to the trainer's callbacks")
         batch = self.batch_size * self.trainer.world_size
         dataset = ShuffledPairs(self.train, self._pieces, self.hparams.seed, batch, self.hparams.pool)
-        return self._loader(dataset, batch_sampler=self.train_batches)
+        return self._loader(dataset, batch_sampler=self.scheduled())
 
     def val_dataloader(self) -> DataLoader:
         return self._in_order(self.val)
@@ -266,14 +261,7 @@ class Translations(LightningDataModule):
         return self._loader(PairSet(part, self._pieces), sampler=keys, batch_size=self.batch_size)
 
     def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
-        return DataLoader(
-            dataset,
-            **order,
-            num_workers=self.hparams.num_workers,
-            collate_fn=Sentences.collate,
-            worker_init_fn=ignore_interrupts,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return self.loader(dataset, Sentences.collate, **order)
 
 
 def head(part: Pairs, size: int | None) -> Pairs:

@@ -6,7 +6,6 @@ Shapes: B problems of n coordinates each; minibatches of M images.
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -27,10 +26,11 @@ from lightning_meta.learned_optimizers.problem_sets import (
 )
 from lightning_meta.learned_optimizers.problems import MLP, ConvNet
 from lightning_meta.learned_optimizers.unroll import Problems
-from lightning_meta.sampling import SegmentSampler, evaluation_keys, ignore_interrupts
+from lightning_meta.sampling import evaluation_keys
+from lightning_meta.scheduled_data import ScheduledData
 
 
-class InnerProblems(LightningDataModule):
+class InnerProblems(ScheduledData):
     """What all experiments of this paper share: which problems are drawn for what.
 
     Test cases are given by name, each with what differs from the training problems: ``{"two layers": {"hidden": [20,
@@ -67,7 +67,6 @@ class InnerProblems(LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         self.batch_size = batch_size
-        self.train_batches: SegmentSampler | None = None  # from MetaSchedule
         self.cases = {f"{steps} steps": {}} | (tests or {})
         self.sets: dict[str, ProblemSet] = {}
 
@@ -106,9 +105,7 @@ class InnerProblems(LightningDataModule):
         return self.sets[f"tune/{case}"].batch(self.hparams.tune_problems, self.case_steps(case), like)
 
     def train_dataloader(self) -> DataLoader:
-        if self.train_batches is None:
-            raise InputError("no schedule: add lightning_meta.schedule.MetaSchedule to the trainer's callbacks")
-        return self._loader("train", batch_sampler=self.train_batches)
+        return self._loader("train", batch_sampler=self.scheduled())
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader("val", self.hparams.val_problems, self.hparams.steps)
@@ -127,14 +124,7 @@ class InnerProblems(LightningDataModule):
         return self._loader(name, sampler=keys, batch_size=self.batch_size)
 
     def _loader(self, name: str, **order: Any) -> DataLoader:
-        return DataLoader(
-            self.sets[name],
-            **order,
-            num_workers=self.hparams.num_workers,
-            collate_fn=self.sets[name].collate,
-            worker_init_fn=ignore_interrupts,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return self.loader(self.sets[name], self.sets[name].collate, **order)
 
     def on_after_batch_transfer(self, batch: Drawn, dataloader_idx: int) -> Problems:
         return self.sets[batch.set_name].problems(batch)

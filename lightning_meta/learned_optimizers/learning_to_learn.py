@@ -29,6 +29,7 @@ from lightning_meta.learned_optimizers.unroll import (
     second_order_loss,
     unroll,
 )
+from lightning_meta.learning_rate import by_step, cosine
 from lightning_meta.reports import Measure
 
 OURS = "learned optimizer"
@@ -110,14 +111,12 @@ class LearningToLearn(LightningModule):
         self.rates: dict[str, dict[str, float]] = {}  # of each test case, the rate that each baseline got
 
     def configure_optimizers(self):
-        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), self._lr_factor)
 
     def _lr_factor(self, step: int) -> float:
         if not self.hparams.lr_decay:
             return 1.0
-        return 0.5 + 0.5 * math.cos(math.pi * min(1, step / self.trainer.max_steps))
+        return cosine(step, self.trainer.max_steps)
 
     def training_step(self, batch: Problems, batch_idx: int) -> Tensor:
         if self.carry is None:

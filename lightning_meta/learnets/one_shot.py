@@ -17,6 +17,7 @@ from lightning_meta.batch_norm import BatchNorm2d
 from lightning_meta.learnets.figures import answer_sheet, response_sheet
 from lightning_meta.learnets.layers import FactorisedConv2d, begin_as_filters, depthwise_conv2d, filter_variation
 from lightning_meta.learnets.one_shot_data import Episodes
+from lightning_meta.learning_rate import by_step, cosine
 from lightning_meta.reports import Measure
 
 Variant = Literal["siamese", "unshared", "factorised", "siamese_learnet", "learnet", "prototypical"]
@@ -275,14 +276,12 @@ class OneShotRecognition(LightningModule):
             optimizer = torch.optim.Adam(self.parameters(), h.lr, weight_decay=h.weight_decay)
         else:
             optimizer = torch.optim.SGD(self.parameters(), h.lr, momentum=0.9, weight_decay=h.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return by_step(optimizer, self._lr_factor)
 
     def _lr_factor(self, step: int) -> float:
-        done = min(1, step / self.trainer.max_steps)
         if self.hparams.final_lr is None:
-            return 0.5 + 0.5 * math.cos(math.pi * done)
-        return (self.hparams.final_lr / self.hparams.lr) ** done
+            return cosine(step, self.trainer.max_steps)
+        return (self.hparams.final_lr / self.hparams.lr) ** min(1, step / self.trainer.max_steps)
 
     def class_scores(self, exemplars: Tensor, queries: Tensor) -> Tensor:
         """Scores (E, W, X) of queries against classes: the mean over a class's exemplars."""

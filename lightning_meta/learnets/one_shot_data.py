@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from kornia.augmentation import RandomAffine
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -21,12 +20,11 @@ from lightning_meta.sampling import (
     Episode,
     Key,
     Segment,
-    SegmentSampler,
     evaluation_keys,
     generator,
-    ignore_interrupts,
     seed_of,
 )
+from lightning_meta.scheduled_data import ScheduledData
 from lightning_meta.sources import glyphs
 
 SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 3}
@@ -172,7 +170,7 @@ class Case(NamedTuple):
         return Episode(self.ways, self.shots, 1)
 
 
-class OneShotCharacters(LightningDataModule):
+class OneShotCharacters(ScheduledData):
     """Omniglot in episodes, and the user's own alphabets for ``predict``.
 
     A test case differs from the first in what is given: ``{"ways": 5, "within_alphabet": false}``. Its ``choose`` is
@@ -232,7 +230,6 @@ class OneShotCharacters(LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         self.batch_size = batch_size
-        self.train_batches: SegmentSampler | None = None  # from MetaSchedule
         share = augment / 100
         self.augmentation = RandomAffine(augment, (share, share), (1 - share, 1 + share), augment)
         first = Case(ways, shots, within_alphabet, "candidate" if shots == 1 else "class")
@@ -312,15 +309,13 @@ class OneShotCharacters(LightningDataModule):
         return self.hparams.test_episodes
 
     def train_dataloader(self) -> DataLoader:
-        if self.train_batches is None:
-            raise InputError("no schedule: add lightning_meta.schedule.MetaSchedule to the trainer's callbacks")
-        shapes = {segment.episode for segment in islice(self.train_batches.segments(), len(self.train_batches))}
+        shapes = {segment.episode for segment in islice(self.scheduled().segments(), len(self.scheduled()))}
         if None in shapes:
             raise InputError("schedule.ways: say how many classes an episode has, e.g. --schedule.ways 5")
         small = {name for shape in shapes for name in self.sets["train"].too_small(shape)}
         if small:
             rank_zero_warn(f"too small for some training episodes and left out of those: {', '.join(sorted(small))}")
-        return self._loader("train", batch_sampler=self.train_batches)
+        return self._loader("train", batch_sampler=self.scheduled())
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader("val", self.hparams.val_episodes, next(iter(self.cases.values())).episode)
@@ -346,14 +341,7 @@ class OneShotCharacters(LightningDataModule):
         return self._loader(name, sampler=keys, batch_size=self.batch_size)
 
     def _loader(self, name: str, **order: Any) -> DataLoader:
-        return DataLoader(
-            self.sets[name],
-            **order,
-            num_workers=self.hparams.num_workers,
-            collate_fn=self.sets[name].collate,
-            worker_init_fn=ignore_interrupts,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return self.loader(self.sets[name], self.sets[name].collate, **order)
 
     def _own_episode(self, index: int) -> Episodes:
         own = self.own[index]

@@ -16,7 +16,6 @@ from kornia.enhance import (
     adjust_saturation_with_gray_subtraction,
 )
 from kornia.geometry.transform import warp_affine
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -26,12 +25,11 @@ from lightning_meta.learnets.tracker import EXEMPLAR, context_side, crops
 from lightning_meta.sampling import (
     Key,
     Segment,
-    SegmentSampler,
     evaluation_keys,
     generator,
-    ignore_interrupts,
     shuffled,
 )
+from lightning_meta.scheduled_data import ScheduledData
 from lightning_meta.sources import clips, tracks
 from lightning_meta.sources.tracks import Track
 
@@ -199,7 +197,7 @@ LAYOUTS = {
 }
 
 
-class TrackingVideos(LightningDataModule):
+class TrackingVideos(ScheduledData):
     """Videos with boxes to train a tracker on, sequences to test it on, and a video of the user's for ``predict``.
 
     A tenth of the training videos is set aside to validate on. In validation and test the object lies anywhere within
@@ -260,7 +258,6 @@ class TrackingVideos(LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         self.batch_size = batch_size
-        self.train_batches: SegmentSampler | None = None  # from MetaSchedule
 
     def setup(self, stage: str) -> None:
         h, layout = self.hparams, LAYOUTS[self.hparams.layout]
@@ -301,9 +298,7 @@ class TrackingVideos(LightningDataModule):
         return self.hparams.test_triplets
 
     def train_dataloader(self) -> DataLoader:
-        if self.train_batches is None:
-            raise InputError("no schedule: add lightning_meta.schedule.MetaSchedule to the trainer's callbacks")
-        return self._loader(self.train_set, batch_sampler=self.train_batches)
+        return self._loader(self.train_set, batch_sampler=self.scheduled())
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.val_set, self.hparams.val_triplets)
@@ -324,14 +319,7 @@ class TrackingVideos(LightningDataModule):
         return self._loader(dataset, sampler=keys, batch_size=self.batch_size)
 
     def _loader(self, dataset: TripletSet, **order: Any) -> DataLoader:
-        return DataLoader(
-            dataset,
-            **order,
-            num_workers=self.hparams.num_workers,
-            collate_fn=Triplets.collate,
-            worker_init_fn=ignore_interrupts,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return self.loader(dataset, Triplets.collate, **order)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return batch.ready() if isinstance(batch, Triplets) else batch
