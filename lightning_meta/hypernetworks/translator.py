@@ -218,8 +218,9 @@ class Translator(nn.Module):
             lp(Y) &= (5 + |Y|)^\alpha / (5 + 1)^\alpha
 
         At each step the K likeliest hypotheses that go on are kept. One that ends competes for the best score if it was
-        among the K likeliest of all. The search of a sentence is over when K have ended, so that a beam of 1 is the
-        greedy search. The end counts as a piece, in |Y| and in the sum over t.
+        among the K likeliest of all. The search of a sentence is over when K have ended and one of them is likelier
+        than all that go on: a model that is sure has a few unlikely ones end long before the right one. A beam of 1 is
+        the greedy search. The end counts as a piece, in |Y| and in the sum over t.
 
         Args:
             source: (S, B): pieces and EOS, then PAD.
@@ -237,9 +238,9 @@ class Translator(nn.Module):
         odds = memory.values.new_full((K, B), float("-inf"))  # log P of the hypotheses that go on
         odds[0] = 0
         best = Hypotheses(written[:, 0].clone(), odds.new_full((B,), float("-inf")), attention[0].clone())
-        ended = torch.zeros_like(longest)
+        ended, likeliest = torch.zeros_like(longest), odds.new_full((B,), float("-inf"))  # of those: log P
         for t in range(T):
-            searching = (ended < K) & (t < longest)
+            searching = ((ended < K) | (odds.amax(0) > likeliest)) & (t < longest)
             if not searching.any():
                 break
             logits, states, weights = self.decoder(pieces, memory, states)
@@ -266,6 +267,7 @@ class Translator(nn.Module):
                 torch.where(better[:, None, None], attention[whose, columns], best.attention),
             )
             ended = ended + counted.sum(0)
+            likeliest = torch.maximum(likeliest, top[:K].masked_fill(~counted, float("-inf")).amax(0))
 
             first = (piece == EOS).long().argsort(dim=0, stable=True)[:K]  # the likeliest that do not end
             parent, piece, odds = (x.gather(0, first) for x in (parent, piece, top))

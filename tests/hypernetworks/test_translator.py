@@ -158,7 +158,7 @@ def test_a_beam_of_one_takes_the_likeliest_piece_each_time(network):
 
 def slow_search(model, source, longest, beam, alpha, beta):
     """One sentence, with lists."""
-    alive, finished = [(0.0, [])], []
+    alive, finished, likeliest = [(0.0, [])], [], -math.inf
     for t in range(longest):
         candidates = []
         for total, written in alive:
@@ -170,9 +170,10 @@ def slow_search(model, source, longest, beam, alpha, beta):
             if written[-1] == EOS:
                 covered = attention.sum(0).clamp(max=1).log().sum().item()
                 finished.append((total / ((5 + len(written)) / 6) ** alpha + beta * covered, written))
-        if len(finished) >= beam:
-            break
+                likeliest = max(likeliest, total)
         alive = [(total, written) for total, written, _ in candidates if written[-1] != EOS][:beam]
+        if len(finished) >= beam and all(total <= likeliest for total, _ in alive):
+            break
     return max(finished)
 
 
@@ -187,6 +188,26 @@ def test_the_batched_search_is_the_slow_one(beam):
         assert [p for p in found.pieces[:, b].tolist() if p != PAD] == written
         alone = model.search(source[:length, b : b + 1], longest[b : b + 1], beam, 0.6, 0.4)
         assert alone.scores.item() == pytest.approx(found.scores[b].item())
+
+
+def test_unlikely_ends_do_not_stop_the_search():
+    """A model that is sure of eight pieces and then the end: by then other hypotheses have ended, one a step."""
+    model = translator()
+    vocabulary = model.decoder.output.out_features
+    odds = torch.full((10, vocabulary), -20.0)
+    odds[:8, UNKNOWN + 1], odds[8:, EOS], odds[:8, EOS] = 0.0, 0.0, -5.0
+
+    def sure(pieces, memory, states=None):
+        t = 0 if states is None else int(states[0][0][0, 0, 0])
+        state = torch.full((1, pieces.shape[1], 1), t + 1.0)
+        weights = torch.ones(pieces.shape[1] // len(memory.values), len(memory.values), 1, memory.values.shape[1])
+        return odds[t].expand(1, pieces.shape[1], -1), [(state, state)], weights
+
+    model.decoder.forward = sure
+    source = sentences(3)
+    for beam in (1, 2, 4):
+        found = model.search(source, torch.tensor([12]), beam, 0.2, 0.2)
+        assert found.pieces[:, 0].tolist() == [UNKNOWN + 1] * 8 + [EOS] + [PAD] * 3
 
 
 def test_as_many_parameters_as_its_parts():
