@@ -3,10 +3,6 @@
 Letters: B sequences, T steps, M components of a mixture, H hidden units.
 """
 
-import math
-from collections.abc import Callable
-from typing import NamedTuple
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,7 +13,9 @@ from torchmetrics import CatMetric, MeanMetric
 from lightning_meta import stroke_figures
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.layers import HyperLSTM
+from lightning_meta.hypernetworks.mixture import Mixture
 from lightning_meta.hypernetworks.recurrent import Network, recurrent_network, weight_changes, written_scales
+from lightning_meta.hypernetworks.stroke_baselines import last_offset, one_mixture
 from lightning_meta.hypernetworks.stroke_data import Points, Prime
 from lightning_meta.hypernetworks.trace_figures import annotated_line, histogram
 from lightning_meta.learning_rate import by_step, cosine
@@ -25,63 +23,6 @@ from lightning_meta.reports import Measure
 from lightning_meta.sampling import seed_of
 
 State = tuple[Tensor, Tensor]
-SMALLEST = -6.0  # of log sigma, and
-STEEPEST = 0.999  # of rho: a density that may be infinite makes training end in NaN
-
-
-class Mixture(NamedTuple):
-    """What is foretold of a point: M bivariate Gaussians of its offset, and whether the pen is lifted after it."""
-
-    log_pi: Tensor  # (..., M)
-    mu: Tensor  # (..., M, 2)
-    log_sigma: Tensor  # (..., M, 2)
-    rho: Tensor  # (..., M)
-    lift: Tensor  # (...), a logit
-
-    @classmethod
-    def of(cls, outputs: Tensor) -> "Mixture":
-        """From a network's outputs (..., 6 M + 1), in float32 or better.
-
-        pi is a soft-max, sigma an exponential, rho a hyperbolic tangent (Graves 2013, equations 18 to 22).
-        The paper does not say: sigma is at least e^-6, rho at most 0.999.
-        """
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        lift, *parts = outputs.split([1, *[outputs.shape[-1] // 6] * 6], -1)
-        pi, mu_x, mu_y, log_sigma_x, log_sigma_y, rho = parts
-        return cls(
-            pi.log_softmax(-1),
-            torch.stack([mu_x, mu_y], -1),
-            torch.stack([log_sigma_x, log_sigma_y], -1).clamp(min=SMALLEST),
-            STEEPEST * torch.tanh(rho),
-            lift.squeeze(-1),
-        )
-
-    def log_loss(self, points: Tensor) -> Tensor:
-        r"""Nats (...) of points (..., 3).
-
-        .. math:: -\log \sum_j \pi_j N(x, y | \mu_j, \sigma_j, \rho_j) - \log P(e)
-        """
-        d = (points[..., None, :2] - self.mu) * torch.exp(-self.log_sigma)
-        x, y = d.unbind(-1)
-        rest = 1 - self.rho.square()
-        Z = x.square() + y.square() - 2 * self.rho * x * y
-        log_N = -Z / (2 * rest) - self.log_sigma.sum(-1) - rest.log() / 2 - math.log(2 * math.pi)
-        lifted = F.binary_cross_entropy_with_logits(self.lift, points[..., 2], reduction="none")
-        return lifted - (self.log_pi + log_N).logsumexp(-1)
-
-    def sample(self, temperature: float, random: torch.Generator | None) -> Tensor:
-        """A point (B, 3) of each of B mixtures, on the CPU; below 1 a temperature makes the likely likelier."""
-        log_pi, mu, log_sigma, rho, lift = (part.detach().float().cpu() for part in self)
-        j = torch.multinomial((log_pi / temperature).softmax(-1), 1, generator=random)
-        (mu, log_sigma), rho = (
-            (t.gather(1, j[..., None].expand(-1, 1, 2))[:, 0] for t in (mu, log_sigma)),
-            rho.gather(1, j),
-        )
-        x, y = torch.randn(len(j), 2, generator=random).split(1, 1)
-        y = rho * x + (1 - rho.square()).sqrt() * y
-        offset = mu + temperature**0.5 * log_sigma.exp() * torch.cat([x, y], 1)
-        lifted = torch.rand(len(j), 1, generator=random) < torch.sigmoid(lift / temperature)[:, None]
-        return torch.cat([offset, lifted.float()], 1)
 
 
 class PointPredictor(nn.Module):
@@ -301,42 +242,3 @@ class Handwriting(LightningModule):
             points = np.cumsum(line[:, :2], axis=0, dtype=np.float64)
             pictures["weights"] = annotated_line(points[1:], line[1:, 2] > 0.5, changes)
         return pictures
-
-
-def one_mixture(train: list[np.ndarray], components: int) -> Callable[[np.ndarray], float]:
-    """The trivial baseline that knows no context: one mixture of all offsets, one probability that the pen is lifted.
-
-    Returns:
-        What gives the nats of a sequence's points after the first.
-    """
-    from sklearn.mixture import GaussianMixture
-
-    points = np.concatenate([sequence[1:] for sequence in train]).astype(np.float64)
-    some = points[:: max(1, len(points) // 20_000), :2]
-    mixture = GaussianMixture(min(components, len(some)), reg_covar=1e-4, max_iter=30, random_state=0).fit(some)
-    pen = _pen(points)
-    return lambda sequence: pen(sequence) - mixture.score_samples(sequence[1:, :2].astype(np.float64)).sum()
-
-
-def last_offset(train: list[np.ndarray]) -> Callable[[np.ndarray], float]:
-    """The trivial baseline that the pen goes on as before: a Gaussian around the last offset.
-
-    Returns:
-        What gives the nats of a sequence's points after the first.
-    """
-    changes = np.concatenate([np.diff(sequence[:, :2].astype(np.float64), axis=0) for sequence in train])
-    covariance = changes.T @ changes / len(changes)
-    inverse, constant = np.linalg.inv(covariance), math.log(2 * math.pi) + np.linalg.slogdet(covariance)[1] / 2
-    pen = _pen(np.concatenate([sequence[1:] for sequence in train]))
-
-    def nats(sequence: np.ndarray) -> float:
-        d = np.diff(sequence[:, :2].astype(np.float64), axis=0)
-        return pen(sequence) + constant * len(d) + (d @ inverse * d).sum() / 2
-
-    return nats
-
-
-def _pen(points: np.ndarray) -> Callable[[np.ndarray], float]:
-    """Nats of the pen's bits after the first, with one probability for all."""
-    lifted = (points[:, 2].sum() + 1) / (len(points) + 2)
-    return lambda sequence: -np.where(sequence[1:, 2] > 0.5, math.log(lifted), math.log(1 - lifted)).sum()

@@ -7,7 +7,9 @@ import torch
 
 from lightning_meta.cli import main
 from lightning_meta.errors import InputError
-from lightning_meta.hypernetworks.handwriting import Handwriting, Mixture, last_offset, one_mixture
+from lightning_meta.hypernetworks.handwriting import Handwriting
+from lightning_meta.hypernetworks.mixture import Mixture
+from lightning_meta.hypernetworks.stroke_baselines import last_offset, one_mixture
 from lightning_meta.hypernetworks.stroke_data import Points
 from lightning_meta.hypernetworks.trace_figures import GATES, annotated_line
 from lightning_meta.sampling import Segment
