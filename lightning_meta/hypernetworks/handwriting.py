@@ -230,8 +230,8 @@ class Handwriting(LightningModule):
             random = torch.Generator().manual_seed(seed_of(self.trainer.datamodule.hparams.seed))
             lines, cells, changes = self.write(batch.points, h.samples, h.sample_length, temperature, random)
             name, lines = f"temperature_{temperature:g}", lines.numpy()
-            written[f"{name}.png"] = stroke_figures.draw(lines, cell=(960, 96))
-            written[f"{name}.svg"] = stroke_figures.svg(lines, cell=(960, 96), title=f"temperature {temperature:g}")
+            written[f"{name}.png"] = stroke_figures.draw(lines, 2, (480, 96))
+            written[f"{name}.svg"] = stroke_figures.svg(lines, 2, (480, 96), title=f"temperature {temperature:g}")
             traces = self._traces(lines[0], cells, changes)
             written |= {f"{name}_{trace}.png": picture for trace, picture in traces.items()}
         return written

@@ -19,7 +19,7 @@ def annotated_text(
     """Draw a text with what each symbol cost the model, and how far its weights moved there.
 
     Under each line of letters lies a grey row, black where a symbol took 8 bits, and then a row a gate: the more
-    colour, the larger the change of W_h when the symbol was read; full colour is the largest change of the passage.
+    colour, the larger the change of W_h when the symbol was read; a fiftieth of the passage's changes has full colour.
 
     Args:
         letters: n, one a symbol.
@@ -36,7 +36,7 @@ def annotated_text(
     margin = 48
     page = Image.new("RGB", (margin + width * _CELL + 12, len(lines) * height + 12), "white")
     draw, font, small = ImageDraw.Draw(page), _mono(15), _mono(9)
-    scale = None if changes is None else changes / changes.max().clamp(min=1e-12)
+    scale = None if changes is None else _opacity(changes)
     for line, start in enumerate(lines):
         y = 8 + line * height
         for k, name in enumerate(rows):
@@ -59,15 +59,15 @@ def annotated_text(
 
 
 def annotated_line(
-    points: np.ndarray, lifted: np.ndarray, changes: Tensor, size: tuple[int, int] = (960, 90)
+    points: np.ndarray, lifted: np.ndarray, changes: Tensor, size: tuple[int, int] = (640, 90)
 ) -> Tensor:
     """Draw a line of handwriting five times: in ink, and once for each gate, in colour where its weights moved.
 
     Args:
         points: (T, 2), where the pen was.
         lifted: (T,), bool: whether it was lifted after the point.
-        changes: (T, 4), of the gates i, f, g, o; full colour is the largest change of the line.
-        size: Width and height of each drawing in pixels; the line is made to fit.
+        changes: (T, 4), of the gates i, f, g, o; a fiftieth of the line's changes has full colour.
+        size: Width and height of each drawing in pixels, at the most; the line is made to fit.
     """
     from PIL import Image, ImageDraw
 
@@ -75,9 +75,9 @@ def annotated_line(
     low, high = points.min(0), points.max(0)
     zoom = min((np.array([width - 2 * margin, height - 24]) / np.maximum(high - low, 1e-9)).min(), 4.0)
     places = ((points - (low + high) / 2 * [0, 1] - low * [1, 0]) * zoom + [margin + 16, height / 2]) * sharp
-    page = Image.new("RGB", ((width + 16) * sharp, 5 * height * sharp), "white")
+    page = Image.new("RGB", (round(places[:, 0].max()) + margin * sharp, 5 * height * sharp), "white")
     draw, font = ImageDraw.Draw(page), _mono(14 * sharp)
-    scale = changes / changes.max().clamp(min=1e-12)
+    scale = _opacity(changes)
     for row, name in enumerate(["", *GATES]):
         gate, full = GATES.get(name, (None, _WRITTEN))
         draw.text((8 * sharp, (row + 0.5) * height * sharp), name, full, font, anchor="lm")
@@ -103,6 +103,11 @@ def histogram(values: Tensor, bins: int = 20) -> Tensor:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return _tensor(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+
+
+def _opacity(changes: Tensor) -> Tensor:
+    """0 to 1. The largest changes, as the first ones from an empty state are, would leave the others pale."""
+    return (changes / changes.quantile(0.98).clamp(min=1e-12)).clamp(max=1)
 
 
 def _mono(size: int):

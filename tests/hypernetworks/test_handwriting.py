@@ -171,10 +171,10 @@ def test_options_that_do_not_fit():
 def test_the_picture_of_the_weights():
     points = np.array([[0, 0], [10, 0], [10, 5], [20, 5]], float)
     changes = torch.zeros(4, 4)
-    changes[1, 0], changes[3, 3] = 2.0, 1.0
+    changes[1, 0], changes[3, 0], changes[3, 3] = 2.0, 2.0, 1.0
     picture = annotated_line(points, np.array([False, True, False, True]), changes)
     assert picture.dtype == torch.uint8
-    assert picture.shape == (3, 450, 976)
+    assert picture.shape == (3, 450, 16 + 24 + 4 * 20 + 24)
     rows = picture.unflatten(1, (5, 90))
     colours = {tuple(colour) for colour in rows[:, 1].flatten(1).T.tolist()}
     assert GATES["i"][1] in colours

@@ -192,13 +192,14 @@ def test_dynamic_evaluation_learns_from_what_it_has_scored(tmp_path):
 def test_pictures():
     letters, bits = list("a\nb\tc") + ["é"] * 80, [None] + [8.0] * 84
     changes = torch.zeros(85, 4)
-    changes[1] = torch.tensor([1.0, 2.0, 4.0, 0.0])
+    changes[2:12, 2] = 4.0
+    changes[1] = torch.tensor([1.0, 2.0, 40.0, 0.0])
     plain, coloured = annotated_text(letters, bits, None, 3), annotated_text(letters, bits, changes, 3)
     assert plain.dtype == torch.uint8
     assert plain.shape[2] == coloured.shape[2]
     assert plain.shape[1] < coloured.shape[1]
     colours = {tuple(colour) for colour in coloured.flatten(1).T.tolist()}
-    assert tuple(round(255 - 1.0 * (255 - channel)) for channel in GATES["g"][1]) in colours, "the largest change"
+    assert tuple(round(255 - 1.0 * (255 - channel)) for channel in GATES["g"][1]) in colours, "the largest changes"
     assert tuple(round(255 - 0.25 * (255 - channel)) for channel in GATES["i"][1]) in colours
     assert GATES["o"][1] not in colours
     assert histogram(torch.tensor([-1.0, 0.5, 0.99])).shape == (3, 300, 400)

@@ -1,0 +1,219 @@
+r"""Learning steerable filters: an angle writes the filter of its direction (De Brabandere et al. 2016, section 4).
+
+Shapes: B samples, A angles, H rows, W columns, K x K = 9 x 9 taps; one grey channel. Angles are in radians.
+"""
+
+import math
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import CatMetric, MeanMetric
+
+from lightning_meta.curves import picture_sheet
+from lightning_meta.dynamic_filters.layers import dynamic_convolution
+from lightning_meta.dynamic_filters.steerable_data import Patches
+from lightning_meta.learning_rate import by_step, cosine
+from lightning_meta.reports import Measure
+
+K = 9
+DIRECTIONS = 8  # of the baseline that has a few fixed filters
+SHOWN = 6  # patches of a sheet
+
+
+def steered_filter(angles: Tensor) -> Tensor:
+    r"""The derivative of a Gaussian of width 1 in some direction, as taps of a correlation.
+
+    .. math:: F_\theta[dy, dx] = \cos\theta \, g(dy) g'(dx) + \sin\theta \, g'(dy) g(dx),
+              \quad g(t) = e^{-t^2 / 2}, \quad g'(t) = -t e^{-t^2 / 2}
+
+    It is not normalised, as the authors' is not. Its mean over all angles is zero.
+
+    Args:
+        angles: (B,), from the x axis (to the right) towards the y axis (down).
+
+    Returns:
+        (B, K, K), in float32 or better.
+    """
+    angles = angles.to(torch.promote_types(angles.dtype, torch.float32))
+    t = torch.arange(K, dtype=angles.dtype, device=angles.device) - K // 2
+    g = torch.exp(-(t**2) / 2)
+    along_x, along_y = torch.outer(g, -t * g), torch.outer(-t * g, g)
+    return angles.cos()[:, None, None] * along_x + angles.sin()[:, None, None] * along_y
+
+
+def apply(filters: Tensor, images: Tensor) -> Tensor:
+    """Each image (B, 1, H, W) with its own filter (B, K, K), zeros around it."""
+    return dynamic_convolution(images, filters[:, None, None])
+
+
+class FilterGenerator(nn.Module):
+    """The filter-generating network: an angle, 64 and 128 leaky rectified units, K * K taps; 18,897 parameters.
+
+    Differs from the paper: there 1 x 1 convolutions of a plane with the angle in every pixel, which is the same.
+
+    Args:
+        centred: Read angle / pi - 1, from -1 to 1, instead of the angle, from 0 to 2 pi.
+    """
+
+    def __init__(self, centred: bool = False):
+        super().__init__()
+        self.centred = centred
+        self.layers = nn.Sequential(
+            nn.Linear(1, 64), nn.LeakyReLU(0.01), nn.Linear(64, 128), nn.LeakyReLU(0.01), nn.Linear(128, K * K)
+        )
+        for layer in self.layers[::2]:
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, angles: Tensor) -> Tensor:
+        """Filters (B, K, K), in float32 or better, for angles (B,) from 0 to 2 pi."""
+        x = angles / math.pi - 1 if self.centred else angles
+        taps = self.layers(x[:, None])
+        return taps.to(torch.promote_types(taps.dtype, torch.float32)).unflatten(1, (K, K))
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Of each image (B, 1, H, W), summed over its pixels: (B,)."""
+    return (prediction - target).square().sum((1, 2, 3))
+
+
+class SteerableFilters(LightningModule):
+    """Trains a ``FilterGenerator`` on pictures, angles and filtered pictures; it never sees the true filter.
+
+    Args:
+        centred: What the network reads, see ``FilterGenerator`` (paper: the angle itself; the authors' notebook with
+            the published numbers: centred).
+        lr: Adam's learning rate (paper: 1e-3).
+        lr_halved_every: Optimizer steps after which the learning rate is halved (paper: 1000). None: it falls to zero
+            along a cosine over ``trainer.max_steps``.
+    """
+
+    def __init__(self, centred: bool = False, lr: float = 1e-3, lr_halved_every: int | None = 1000):
+        super().__init__()
+        self.save_hyperparameters()
+        self.generator = FilterGenerator(centred)
+        self.val_error = MeanMetric()
+
+    def configure_optimizers(self):
+        return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), self._lr_factor)
+
+    def _lr_factor(self, step: int) -> float:
+        if self.hparams.lr_halved_every:
+            return 0.5 ** (step // self.hparams.lr_halved_every)
+        return cosine(step, self.trainer.max_steps)
+
+    def forward(self, images: Tensor, angles: Tensor) -> Tensor:
+        """Images (B, 1, H, W), filtered in the directions of angles (B,)."""
+        return apply(self.generator(angles), images)
+
+    def step(self, batch: Patches) -> Tensor:
+        """Squared error of each sample, (B,)."""
+        return squared_error(self(batch.images, batch.angles), apply(steered_filter(batch.angles), batch.images))
+
+    def training_step(self, batch: Patches, batch_idx: int) -> Tensor:
+        error = self.step(batch).mean()
+        self.log("train/squared_error", error, prog_bar=True)
+        return error / batch.images[0].numel()  # the authors': a mean over pixels
+
+    def validation_step(self, batch: Patches, batch_idx: int) -> None:
+        self.val_error.update(self.step(batch))
+        self.log("val/squared_error", self.val_error, prog_bar=True)
+        self.log("val/filter_error", self.filter_errors()["model"], batch_size=1, sync_dist=True)
+
+    def filter_errors(self) -> dict[str, Tensor]:
+        """What is wrong with the taps, in % of the true filter's squares, as a mean over 360 angles."""
+        angles = torch.arange(360, device=self.device, dtype=self.dtype) * (math.pi / 180)
+        truth = steered_filter(angles)
+        filters = {"model": self.generator(angles), **fixed_filters(angles)}
+        return {name: 100 * (f - truth).square().sum() / truth.square().sum() for name, f in filters.items()}
+
+    def on_test_start(self) -> None:
+        names = ["model", *fixed_filters(torch.zeros(1))]
+        self.scores = {name: CatMetric(nan_strategy="disable").to(self.device) for name in names}
+
+    def test_step(self, batch: Patches, batch_idx: int) -> None:
+        target = apply(steered_filter(batch.angles), batch.images)
+        filters = {"model": self.generator(batch.angles), **fixed_filters(batch.angles)}
+        for name, metric in self.scores.items():
+            metric.update(squared_error(apply(filters[name], batch.images), target))
+
+    def on_test_epoch_end(self) -> None:
+        for name, metric in self.scores.items():
+            values = metric.compute()
+            self.log(f"test/squared_error/{name}", values.mean())
+            self.log(f"test/squared_error/{name}/interval", 1.96 * values.std() / len(values) ** 0.5)
+        for name, value in self.filter_errors().items():
+            self.log(f"test/filter_error/{name}", value, sync_dist=True)
+        self.measure, *self.further_measures = (
+            Measure(
+                name,
+                unit,
+                f"test/{measure}/model",
+                {baseline: f"test/{measure}/{baseline}" for baseline in self.scores if baseline != "model"},
+            )
+            for name, unit, measure in (
+                ("squared error", "sum over a patch", "squared_error"),
+                ("error of the taps", "% of the true filter's squares", "filter_error"),
+            )
+        )
+
+    def pictures(self, batch: Patches) -> dict[str, Tensor]:
+        """The paper's figure 3: filters around the circle, and patches in their angles; uint8 (3, H', W')."""
+        angles, images = batch.angles[:SHOWN], batch.images[:SHOWN]
+        outputs, targets = self(images, angles), apply(steered_filter(angles), images)
+        rows = []
+        for image, target, output, largest in zip(images, targets, outputs, steepest(images), strict=True):
+            filtered = {"target": target, "output": output, "difference": output - target}
+            rows.append({"input": _rgb(image)} | {name: signed_picture(y, largest) for name, y in filtered.items()})
+        circle = torch.arange(0, 360, 30).tolist()
+        return {"filters": self._draw_filters(circle), "patches": picture_sheet(rows)}
+
+    def _draw_filters(self, degrees: list[float]) -> Tensor:
+        """True filters, those of the network and the difference, a row each."""
+        angles = torch.tensor(degrees, device=self.device, dtype=self.dtype) * (math.pi / 180)
+        truth, filters = steered_filter(angles), self.generator(angles)
+        largest = truth.abs().max()
+        names = [f"{d:g}°" for d in degrees]
+        return picture_sheet(
+            [
+                {name: signed_picture(f[None], largest) for name, f in zip(names, row, strict=True)}
+                for row in (truth, filters, filters - truth)
+            ],
+            scale=6,
+        )
+
+    def predict_step(self, batch: Patches, batch_idx: int) -> dict[str, Tensor | str]:
+        """The picture filtered in each direction and the taps of the filter; of all directions a sheet of filters."""
+        degrees, first = self.trainer.datamodule.degrees, batch.segment.problem
+        written: dict[str, Tensor | str] = {} if first else {"filters.png": self._draw_filters(degrees)}
+        filters = self.generator(batch.angles)
+        outputs = apply(filters, batch.images)
+        for i, (taps, output, largest) in enumerate(zip(filters, outputs, steepest(batch.images), strict=True)):
+            name = f"{degrees[first + i * self.trainer.world_size]:g}"
+            written[f"filtered_{name}.png"] = (255 * signed_picture(output, largest)).round().to(torch.uint8)
+            lines = [" ".join(f"{tap:9.6f}" for tap in row) for row in taps.tolist()]
+            written[f"filter_{name}.txt"] = "\n".join([*lines, ""])
+        return written
+
+
+def fixed_filters(angles: Tensor) -> dict[str, Tensor]:
+    """Filters (B, K, K) of the baselines: the mean of all angles, which is zero, and the nearest of a few angles."""
+    turn = 2 * math.pi / DIRECTIONS
+    nearest = steered_filter((angles / turn).round() * turn)
+    return {"mean filter (zero)": torch.zeros_like(nearest), f"nearest of {DIRECTIONS} filters": nearest}
+
+
+def steepest(images: Tensor) -> Tensor:
+    """The largest response in an image (B, 1, H, W) in whatever direction, (B,)."""
+    x, y = (apply(steered_filter(angle.expand(len(images))), images) for angle in images.new_tensor([0, math.pi / 2]))
+    return torch.hypot(x, y).amax((1, 2, 3))
+
+
+def signed_picture(values: Tensor, largest: Tensor) -> Tensor:
+    """Values (1, H, W) as greys (3, H, W), 0 to 1: black is minus the largest, middle grey zero."""
+    return _rgb(0.5 + values.nan_to_num(0) / (2 * largest.clamp(min=1e-12))).clamp(0, 1)
+
+
+def _rgb(grey: Tensor) -> Tensor:
+    return grey.detach().float().cpu().expand(3, -1, -1)

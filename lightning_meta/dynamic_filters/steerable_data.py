@@ -1,0 +1,184 @@
+"""Patches of natural pictures, each with an angle (De Brabandere et al. 2016, section 4), or a user's picture.
+
+Shapes: B samples, H rows, W columns; one grey channel; values in [0, 1].
+"""
+
+import math
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_meta.errors import InputError
+from lightning_meta.labelled_pictures import warn_of_stand_in
+from lightning_meta.sampling import Key, Segment, evaluation_keys, generator
+from lightning_meta.scheduled_data import ScheduledData
+from lightning_meta.sources import photos
+
+SPLITS = {"train": 0, "val": 1, "test": 2}
+
+
+class Patches(NamedTuple):
+    """A batch."""
+
+    images: Tensor  # (B, 1, H, W)
+    angles: Tensor  # (B,), in radians, from 0 to 2 pi
+    segment: Segment
+
+    @classmethod
+    def collate(cls, samples: list[tuple[np.ndarray, float, Segment]]) -> "Patches":
+        """Joins ``(image uint8 (H, W), angle, segment)`` of images of one size."""
+        images, angles, segments = zip(*samples, strict=True)
+        return cls(torch.from_numpy(np.stack(images))[:, None] / 255, torch.tensor(angles), segments[0])
+
+
+class RandomPatches(Dataset[tuple[np.ndarray, float, Segment]]):
+    """Patch `i` and its angle are a function of (seed, split, i).
+
+    Args:
+        pictures: uint8 (H, W) each, of any sizes from the patch's on.
+        split: Of ``SPLITS``.
+        seed: Of patches and angles.
+        size: Side of a patch.
+    """
+
+    def __init__(self, pictures: list[np.ndarray], split: str, seed: int, size: int = 64):
+        self.pictures, self.key, self.size = pictures, (seed, SPLITS[split]), size
+
+    def __getitem__(self, key: Key) -> tuple[np.ndarray, float, Segment]:
+        index, segment = key
+        random = generator(*self.key, index)
+        picture = self.pictures[random.integers(len(self.pictures))]
+        top, left = (random.integers(length - self.size + 1) for length in picture.shape)
+        patch = picture[top : top + self.size, left : left + self.size]
+        return patch, random.uniform(0, 2 * math.pi), segment
+
+
+class OneInManyAngles(Dataset[tuple[np.ndarray, float, Segment]]):
+    """A picture, uint8 (H, W), once for each angle."""
+
+    def __init__(self, picture: np.ndarray, degrees: list[float]):
+        self.picture, self.degrees = picture, degrees
+
+    def __getitem__(self, key: Key) -> tuple[np.ndarray, float, Segment]:
+        index, segment = key
+        return self.picture, math.radians(self.degrees[index]), segment
+
+
+class SteerablePatches(ScheduledData):
+    """Grey patches of 64x64 pixels from natural pictures, and angles from the whole circle, all drawn on the fly.
+
+    No picture is in two splits. Of the pictures in ``<root>/steerable``, by name, the last tenth is to test on and the
+    tenth before it to validate on. Validation and test patches are the same for every seed.
+    The paper does not say: how pictures were cut into patches; here anywhere, at their own resolution, all pictures
+    being equally likely.
+
+    Args:
+        root: Folder with ``steerable/``, which holds three PNG or JPG pictures at least.
+        source: ``paper`` insists on these; ``stand-in`` takes photographs that come with installed packages; ``auto``
+            the pictures where they lie, else the stand-in.
+        download: As for other data; the authors' patches are no longer offered and are never downloaded.
+        picture: What ``predict`` filters, of any size. None: a test patch.
+        angles: In degrees, from 0 to 360, in which it does. None: twelve around the circle.
+        batch_size: Patches a process and step.
+        size: Side of a patch (paper: 64).
+        val_patches: To validate on.
+        test_patches: To test on.
+        num_workers: Processes that draw patches; 0 draws them in the training process.
+        seed: Of the training patches.
+
+    Raises:
+        InputError: Where pictures are missing, damaged or too small, or there are no such angles.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        source: Literal["auto", "paper", "stand-in"] = "auto",
+        download: bool = False,
+        picture: str | None = None,
+        angles: list[float] | None = None,
+        batch_size: int = 64,
+        size: int = 64,
+        val_patches: int = 256,
+        test_patches: int = 2000,
+        num_workers: int = 0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.batch_size = batch_size
+
+    def setup(self, stage: str) -> None:
+        h = self.hparams
+        splits, self.data_name = self.read()
+        seeds = {"train": h.seed, "val": 0, "test": 0}
+        self.sets = {name: RandomPatches(splits[name], name, seed, h.size) for name, seed in seeds.items()}
+        self.degrees = list(range(0, 360, 30)) if h.angles is None else h.angles
+        if not self.degrees or not all(0 <= degrees <= 360 for degrees in self.degrees):
+            raise InputError(f"data.angles: {self.degrees}: give degrees from 0 to 360, such as [0, 45, 90]")
+        self.test_name = "patches of other pictures"
+        self.save_hyperparameters({"data_name": self.data_name})
+
+    def read(self) -> tuple[dict[str, list[np.ndarray]], str]:
+        """Grey pictures of each split, and what they are."""
+        h, folder = self.hparams, Path(self.hparams.root) / "steerable"
+        paths = photos.picture_paths(folder) if folder.is_dir() and any(folder.iterdir()) else []
+        if h.source == "paper" and len(paths) < 3:
+            raise InputError(f"{folder}: {len(paths)} pictures: put natural pictures there, three PNG or JPG at least")
+        if h.source == "stand-in" or len(paths) < 3:
+            if h.source == "auto":
+                warn_of_stand_in("three pictures", folder, "bundled photographs, a stand-in")
+            found = {name: grey(picture) for name, picture in photos.bundled_photographs().items()}
+            names = {"train": ("china", "flower"), "val": ("minduka",), "test": ("grace_hopper",)}
+            splits = {split: [found[name] for name in names[split]] for split in names}
+            return splits, "bundled photographs, a stand-in for natural pictures"
+        pictures = [grey(photos.read_picture(path)) for path in paths]
+        for path, picture in zip(paths, pictures, strict=True):
+            if min(picture.shape) < h.size:
+                height, width = picture.shape
+                raise InputError(f"{path} is {width}x{height} pixels: patches of {h.size} need larger pictures")
+        held_out = max(1, len(pictures) // 10)
+        train, val, test = pictures[: -2 * held_out], pictures[-2 * held_out : -held_out], pictures[-held_out:]
+        return {"train": train, "val": val, "test": test}, f"{len(pictures)} pictures of {folder.name}"
+
+    @property
+    def test_samples(self) -> int:
+        """How many patches a test result is a mean of."""
+        return self.hparams.test_patches
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.sets["train"], batch_sampler=self.scheduled())
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.sets["val"], self.hparams.val_patches)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.sets["test"], self.hparams.test_patches)
+
+    def predict_dataloader(self) -> DataLoader:
+        h = self.hparams
+        if h.picture:
+            picture = grey(photos.read_picture(h.picture))
+        else:
+            picture = self.sets["test"][0, Segment(0, 0, 1, last=True)][0]
+        return self._evaluation_loader(OneInManyAngles(picture, self.degrees), len(self.degrees), batch_size=1)
+
+    def _evaluation_loader(self, dataset: Dataset, samples: int, batch_size: int | None = None) -> DataLoader:
+        keys = evaluation_keys(samples, 1, self.trainer.global_rank, self.trainer.world_size)
+        return self._loader(dataset, sampler=keys, batch_size=batch_size or self.batch_size)
+
+    def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
+        return self.loader(dataset, Patches.collate, **order)
+
+
+def grey(picture: Tensor) -> np.ndarray:
+    """The luma (H, W), uint8, of a picture (3, H, W), uint8.
+
+    The paper does not say: how colours became grey; here by the weights of ITU-R BT.601.
+    """
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    return (picture * weights).sum(0).round().to(torch.uint8).numpy()
