@@ -87,16 +87,25 @@ class SteerableFilters(LightningModule):
         lr: Adam's learning rate (paper: 1e-3).
         lr_halved_every: Optimizer steps after which the learning rate is halved (paper: 1000). None: it falls to zero
             along a cosine over ``trainer.max_steps``.
+        beta2: Adam's average of squared gradients (paper: 0.999).
     """
 
-    def __init__(self, centred: bool = False, lr: float = 1e-3, lr_halved_every: int | None = 1000):
+    def __init__(
+        self,
+        centred: bool = False,
+        lr: float = 1e-3,
+        lr_halved_every: int | None = 1000,
+        beta2: float = 0.999,
+    ):
         super().__init__()
         self.save_hyperparameters()
         self.generator = FilterGenerator(centred)
         self.val_error = MeanMetric()
+        self.scores = nn.ModuleDict({name: CatMetric() for name in ("model", *fixed_filters(torch.zeros(1)))})
 
     def configure_optimizers(self):
-        return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), self._lr_factor)
+        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr, betas=(0.9, self.hparams.beta2))
+        return by_step(optimizer, self._lr_factor)
 
     def _lr_factor(self, step: int) -> float:
         if self.hparams.lr_halved_every:
@@ -112,9 +121,9 @@ class SteerableFilters(LightningModule):
         return squared_error(self(batch.images, batch.angles), apply(steered_filter(batch.angles), batch.images))
 
     def training_step(self, batch: Patches, batch_idx: int) -> Tensor:
-        error = self.step(batch).mean()
-        self.log("train/squared_error", error, prog_bar=True)
-        return error / batch.images[0].numel()  # the authors': a mean over pixels
+        loss = self.step(batch).mean() / batch.images[0].numel()
+        self.log("train/mean_squared_error", loss, prog_bar=True)
+        return loss
 
     def validation_step(self, batch: Patches, batch_idx: int) -> None:
         self.val_error.update(self.step(batch))
@@ -127,10 +136,6 @@ class SteerableFilters(LightningModule):
         truth = steered_filter(angles)
         filters = {"model": self.generator(angles), **fixed_filters(angles)}
         return {name: 100 * (f - truth).square().sum() / truth.square().sum() for name, f in filters.items()}
-
-    def on_test_start(self) -> None:
-        names = ["model", *fixed_filters(torch.zeros(1))]
-        self.scores = {name: CatMetric(nan_strategy="disable").to(self.device) for name in names}
 
     def test_step(self, batch: Patches, batch_idx: int) -> None:
         target = apply(steered_filter(batch.angles), batch.images)
@@ -205,14 +210,19 @@ def fixed_filters(angles: Tensor) -> dict[str, Tensor]:
 
 
 def steepest(images: Tensor) -> Tensor:
-    """The largest response in an image (B, 1, H, W) in whatever direction, (B,)."""
+    """The largest response in an image (B, 1, H, W) in whatever direction, (B,).
+
+    The border is left out, if that leaves anything: there an image ends in zeros, often its steepest edge by far.
+    """
     x, y = (apply(steered_filter(angle.expand(len(images))), images) for angle in images.new_tensor([0, math.pi / 2]))
-    return torch.hypot(x, y).amax((1, 2, 3))
+    responses, border = torch.hypot(x, y), K // 2
+    inner = responses[..., border:-border, border:-border]
+    return (inner if inner.numel() else responses).amax((1, 2, 3))
 
 
 def signed_picture(values: Tensor, largest: Tensor) -> Tensor:
     """Values (1, H, W) as greys (3, H, W), 0 to 1: black is minus the largest, middle grey zero."""
-    return _rgb(0.5 + values.nan_to_num(0) / (2 * largest.clamp(min=1e-12))).clamp(0, 1)
+    return _rgb(0.5 + values.nan_to_num(0) / (2 * largest.clamp(min=1e-3))).clamp(0, 1)
 
 
 def _rgb(grey: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from lightning_meta.sampling import Key, Segment, evaluation_keys, generator
 from lightning_meta.scheduled_data import ScheduledData
 from lightning_meta.sources import photos
 
+SIZE = 64  # side of a patch in validation and test
 SPLITS = {"train": 0, "val": 1, "test": 2}
 
 
@@ -45,7 +46,7 @@ class RandomPatches(Dataset[tuple[np.ndarray, float, Segment]]):
         size: Side of a patch.
     """
 
-    def __init__(self, pictures: list[np.ndarray], split: str, seed: int, size: int = 64):
+    def __init__(self, pictures: list[np.ndarray], split: str, seed: int, size: int = SIZE):
         self.pictures, self.key, self.size = pictures, (seed, SPLITS[split]), size
 
     def __getitem__(self, key: Key) -> tuple[np.ndarray, float, Segment]:
@@ -84,7 +85,7 @@ class SteerablePatches(ScheduledData):
         picture: What ``predict`` filters, of any size. None: a test patch.
         angles: In degrees, from 0 to 360, in which it does. None: twelve around the circle.
         batch_size: Patches a process and step.
-        size: Side of a patch (paper: 64).
+        size: Side of a training patch (paper: 64, as in validation and test).
         val_patches: To validate on.
         test_patches: To test on.
         num_workers: Processes that draw patches; 0 draws them in the training process.
@@ -102,7 +103,7 @@ class SteerablePatches(ScheduledData):
         picture: str | None = None,
         angles: list[float] | None = None,
         batch_size: int = 64,
-        size: int = 64,
+        size: int = SIZE,
         val_patches: int = 256,
         test_patches: int = 2000,
         num_workers: int = 0,
@@ -114,9 +115,14 @@ class SteerablePatches(ScheduledData):
 
     def setup(self, stage: str) -> None:
         h = self.hparams
+        if not 9 <= h.size <= SIZE:
+            raise InputError(f"data.size: {h.size} pixels: choose 9, a filter's size, to {SIZE}")
         splits, self.data_name = self.read()
-        seeds = {"train": h.seed, "val": 0, "test": 0}
-        self.sets = {name: RandomPatches(splits[name], name, seed, h.size) for name, seed in seeds.items()}
+        self.sets = {
+            "train": RandomPatches(splits["train"], "train", h.seed, h.size),
+            "val": RandomPatches(splits["val"], "val", seed=0),
+            "test": RandomPatches(splits["test"], "test", seed=0),
+        }
         self.degrees = list(range(0, 360, 30)) if h.angles is None else h.angles
         if not self.degrees or not all(0 <= degrees <= 360 for degrees in self.degrees):
             raise InputError(f"data.angles: {self.degrees}: give degrees from 0 to 360, such as [0, 45, 90]")
@@ -126,7 +132,7 @@ class SteerablePatches(ScheduledData):
     def read(self) -> tuple[dict[str, list[np.ndarray]], str]:
         """Grey pictures of each split, and what they are."""
         h, folder = self.hparams, Path(self.hparams.root) / "steerable"
-        paths = photos.picture_paths(folder) if folder.is_dir() and any(folder.iterdir()) else []
+        paths = photos.picture_paths(folder) if folder.is_dir() else []
         if h.source == "paper" and len(paths) < 3:
             raise InputError(f"{folder}: {len(paths)} pictures: put natural pictures there, three PNG or JPG at least")
         if h.source == "stand-in" or len(paths) < 3:
@@ -138,9 +144,9 @@ class SteerablePatches(ScheduledData):
             return splits, "bundled photographs, a stand-in for natural pictures"
         pictures = [grey(photos.read_picture(path)) for path in paths]
         for path, picture in zip(paths, pictures, strict=True):
-            if min(picture.shape) < h.size:
+            if min(picture.shape) < SIZE:
                 height, width = picture.shape
-                raise InputError(f"{path} is {width}x{height} pixels: patches of {h.size} need larger pictures")
+                raise InputError(f"{path} is {width}x{height} pixels: replace it by one of {SIZE}x{SIZE} at least")
         held_out = max(1, len(pictures) // 10)
         train, val, test = pictures[: -2 * held_out], pictures[-2 * held_out : -held_out], pictures[-held_out:]
         return {"train": train, "val": val, "test": test}, f"{len(pictures)} pictures of {folder.name}"
