@@ -39,6 +39,8 @@ def points(*lengths):
         ({"network": "lstm", "hidden_size": 1000}, 4_137_121),
         ({"network": "lstm", "hidden_size": 400, "num_layers": 3}, 3_258_121),
         ({"network": "lstm", "hidden_size": 650, "num_layers": 2}, 5_161_771),
+        ({"network": "lstm", "layer_norm": True}, 3_367_921),  # printed as 3.37 M
+        ({"network": "lstm", "hidden_size": 1000, "layer_norm": True}, 4_142_121),  # as 4.14 M
         ({}, 3_941_181),
         ({"layer_norm": True}, 3_951_461),
     ],
