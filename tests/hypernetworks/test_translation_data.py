@@ -3,6 +3,7 @@ import math
 import types
 
 import pytest
+import sacrebleu
 import torch
 from torchmetrics.text import SacreBLEUScore
 
@@ -236,7 +237,6 @@ def test_a_dictionary_of_what_comes_together():
 
 
 def test_bleu_is_that_of_sacrebleu(numbers):
-    sacrebleu = pytest.importorskip("sacrebleu")
     words = dictionary(numbers.train)
     texts = [" ".join(words.get(word, word) for word in text.split()) + "." for text in numbers.test.source]
     references = [f"{text}, (« {text} »)." for text in numbers.test.target]

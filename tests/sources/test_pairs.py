@@ -255,7 +255,6 @@ def test_refuses_a_broken_zip_and_languages_without_english(tmp_path):
 
 @pytest.fixture(scope="module")
 def numbers():
-    pytest.importorskip("num2words")
     return number_words(1_000, 300)
 
 
@@ -291,12 +290,10 @@ def test_number_words_are_not_to_be_had_word_by_word(numbers):
 
 @pytest.mark.parametrize("sizes", [(99, 10), (15_001, 10), (1_000, 0), (1_000, 2_001)])
 def test_number_words_come_in_a_range(sizes):
-    pytest.importorskip("num2words")
     refused(lambda: number_words(*sizes), "100 to 15,000", "1 to 2,000")
 
 
 def test_the_most_number_words_are_all_different_and_half_of_them_short(monkeypatch):
-    pytest.importorskip("num2words")
     monkeypatch.setattr("num2words.num2words", lambda number, **_: str(number))  # all in words would take 7 seconds
     number_words.cache_clear()
     corpus = number_words(15_000, 2_000)

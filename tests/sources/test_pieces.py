@@ -9,14 +9,13 @@ import subprocess
 import sys
 
 import pytest
+import sentencepiece
 import torch
 
 from lightning_meta.errors import InputError
 from lightning_meta.sources.pairs import Pairs, folder
 from lightning_meta.sources.pieces import BOS, EOS, PAD, UNKNOWN, Pieces, train_pieces
 from tests.conftest import ROOT
-
-sentencepiece = pytest.importorskip("sentencepiece")
 
 ANIMALS = {"cat": "chat", "dog": "chien", "cow": "vache", "bird": "oiseau", "fish": "poisson"}
 DEEDS = {"sees": "voit", "follows": "suit", "hears": "entend", "fears": "craint"}
