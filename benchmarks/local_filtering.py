@@ -2,6 +2,7 @@
 
 The bound is the time of those bytes at the bandwidth of a large copy, measured between the rows of the same run:
 forward reads filters and x and writes y, backward reads filters, x and the gradient of y and writes two gradients.
+On a GPU the batch is larger, so that it is not launching that is measured.
 """
 
 import torch
@@ -12,6 +13,7 @@ from benchmarks.report import parse, peak_bytes, report, seconds
 from lightning_meta.dynamic_filters.layers import dynamic_local_filter
 
 SETTINGS = [(16, 1, 64, 9), (8, 3, 128, 11)]  # B, C, H = W, K
+LARGER_ON_GPU = 16  # times B
 
 
 def by_unfold(x: Tensor, f: Tensor, K: int) -> Tensor:
@@ -30,19 +32,22 @@ def by_taps(x: Tensor, f: Tensor, K: int) -> Tensor:
 def measure(B: int, C: int, H: int, K: int, device: str, repeats: int) -> list[dict]:
     x = torch.randn(B, C, H, H, device=device, requires_grad=True)
     f = torch.randn(B, K * K, H, H, device=device)
-    grad_y = torch.randn_like(x)
+    half = x.detach().bfloat16().requires_grad_()
     channels_last = f.contiguous(memory_format=torch.channels_last)
     rows = {
-        "ours, contiguous": (dynamic_local_filter, f),
-        "ours, channels_last": (dynamic_local_filter, channels_last),
-        "ours, bf16 filters": (dynamic_local_filter, f.bfloat16()),
-        "unfold": (by_unfold, f),
-        "autograd over taps": (by_taps, f),
+        "ours, contiguous": (dynamic_local_filter, x, f),
+        "ours, channels_last": (dynamic_local_filter, x, channels_last),
+        "ours, bf16 filters": (dynamic_local_filter, x, f.bfloat16()),
+        "ours, bf16 filters, channels_last": (dynamic_local_filter, x, channels_last.bfloat16()),
+        "ours, bf16": (dynamic_local_filter, half, f.bfloat16()),
+        "unfold": (by_unfold, x, f),
+        "autograd over taps": (by_taps, x, f),
     }
     functions = {}
-    for name, (function, filters) in rows.items():
-        filters = filters.detach().requires_grad_()
-        functions[name] = lambda y=function, f=filters: torch.autograd.grad(y(x, f, K), (x, f), grad_y)
+    for name, (function, images, filters) in rows.items():
+        inputs = images, filters.detach().requires_grad_()
+        grad_y = torch.randn_like(images)
+        functions[name] = lambda y=function, inputs=inputs, to=grad_y: torch.autograd.grad(y(*inputs, K), inputs, to)
     peaks = {name: peak_bytes(function, device) for name, function in functions.items()}  # warms up, too
     source = torch.ones(64 * 2**20, device=device)
     target = torch.ones_like(source)
@@ -53,8 +58,8 @@ def measure(B: int, C: int, H: int, K: int, device: str, repeats: int) -> list[d
             times[name].append(seconds(function, device))
     bandwidth = 2 * source.nbytes / min(copies)
     result = []
-    for name, (_, filters) in rows.items():
-        bound = (3 * filters.nbytes + 6 * x.nbytes) / bandwidth
+    for name, (_, images, filters) in rows.items():
+        bound = (3 * filters.nbytes + 6 * images.nbytes) / bandwidth
         result.append(
             {
                 "setting": f"{B}x{C}x{H}x{H}, {K}x{K}",
@@ -72,5 +77,6 @@ def measure(B: int, C: int, H: int, K: int, device: str, repeats: int) -> list[d
 
 def main(arguments: list[str]) -> None:
     options = parse("local_filtering", __doc__, arguments)
-    rows = [row for setting in SETTINGS for row in measure(*setting, options.device, options.repeats)]
+    times = LARGER_ON_GPU if options.device == "cuda" else 1
+    rows = [row for B, *setting in SETTINGS for row in measure(times * B, *setting, options.device, options.repeats)]
     report("local_filtering", rows, options)

@@ -21,13 +21,13 @@ def measure(width: int, options: argparse.Namespace) -> list[dict[str, str | flo
     steps, losses = {}, {}
     for form, (dtype, layout) in FORMS.items():
         torch.manual_seed(0)
-        network = FramePredictor(width).to(options.device, memory_format=layout)
+        network = FramePredictor(width=width).to(options.device, memory_format=layout)
         optimizer = torch.optim.Adam(network.parameters(), 1e-3)
 
         def step(network=network, optimizer=optimizer, dtype=dtype, form=form) -> None:
             with torch.autocast(options.device, dtype, enabled=dtype is not torch.float32):
                 predictions, _, _ = network(frames, 0, 19, 10)
-                loss = cross_entropy(predictions, frames[:, 10:])
+                loss = cross_entropy(predictions, frames[:, 10:]).mean()
             optimizer.zero_grad()
             (loss / 4096).backward()
             optimizer.step()

@@ -24,6 +24,7 @@ from lightning_meta.sources.clips import write_gif, write_mp4
 class Measure(NamedTuple):
     """What an experiment is judged by: a module's attribute ``measure``, and those in ``further_measures``, if any.
 
+    Further measures that a test did not log (for want of a truth to compare with) are left out of its record.
     ``metric`` and the values of ``baselines`` are names that the test logs. Where it logs ``NAME/interval`` too, that
     is half the width of the 95 % interval of ``NAME``.
     """
@@ -44,10 +45,12 @@ class Record(Callback):
         data = trainer.datamodule
         checkpoint = read_checkpoint(trainer.ckpt_path) if trainer.ckpt_path else {}
         timer = checkpoint.get("callbacks", {}).get("Timer", {"time_elapsed": {"train": 0.0}})
-        measured, *further = (
+        measured = _values(pl_module.measure, trainer.callback_metrics)
+        further = [
             _values(measure, trainer.callback_metrics)
-            for measure in (pl_module.measure, *getattr(pl_module, "further_measures", ()))
-        )
+            for measure in getattr(pl_module, "further_measures", ())
+            if measure.metric in trainer.callback_metrics
+        ]
         record = {
             "experiment": folder.name,
             **measured,

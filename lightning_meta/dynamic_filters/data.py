@@ -3,6 +3,8 @@
 Shapes: B sequences, T frames, H rows, W columns; one grey channel; values in [0, 1].
 """
 
+import copy
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,84 +31,182 @@ STEP = 0.1  # of the free way of 64 - 28 pixels: a digit moves 3.6 pixels a fram
 SPLITS = {"train": 0, "val": 1, "test": 2}
 
 
-def moving_digits(pictures: list[np.ndarray], frames: int, random: np.random.Generator) -> np.ndarray:
-    """Digits that fly straight and bounce off the walls, as the authors' generator moves them.
+def trajectory(frames: int, random: np.random.Generator) -> np.ndarray:
+    """Where a digit's upper left corner is in each frame, as the authors' generator moves it: int (T, 2), x and y.
 
-    Every digit starts anywhere in the unit square with unit speed in any direction. In each frame it first moves, then
-    meets the walls (where it is clamped, which shortens that step, and its velocity flips), then is drawn, at its
-    position cut to whole pixels. Where digits overlap the brighter pixel is seen.
+    It starts anywhere in the unit square with unit speed in any direction. In each frame it first moves, then meets
+    the walls (where it is clamped, which shortens that step, and its velocity flips), then is drawn, at its position
+    cut to whole pixels.
+    """
+    position = random.random(2)  # x, y
+    angle = 2 * np.pi * random.random()
+    velocity = STEP * np.array([np.cos(angle), np.sin(angle)])
+    places = np.empty((frames, 2), int)
+    for t in range(frames):
+        position += velocity
+        velocity[(position <= 0) | (position >= 1)] *= -1
+        position.clip(0, 1, out=position)
+        places[t] = (SIZE - DIGIT) * position
+    return places
+
+
+def moving_digits(pictures: list[np.ndarray], places: list[np.ndarray]) -> np.ndarray:
+    """Digits at their places in every frame. Where they overlap the brighter pixel is seen.
 
     Args:
         pictures: uint8 (28, 28) each.
-        frames: How many to draw.
-        random: Where positions and directions come from.
+        places: (T, 2) each, x and y.
 
     Returns:
         uint8 (T, 64, 64).
     """
-    canvas = np.zeros((frames, SIZE, SIZE), np.uint8)
-    for picture in pictures:
-        position = random.random(2)  # x, y
-        angle = 2 * np.pi * random.random()
-        velocity = STEP * np.array([np.cos(angle), np.sin(angle)])
-        for frame in canvas:
-            position += velocity
-            velocity[(position <= 0) | (position >= 1)] *= -1
-            position.clip(0, 1, out=position)
-            x, y = ((SIZE - DIGIT) * position).astype(int)
+    canvas = np.zeros((len(places[0]), SIZE, SIZE), np.uint8)
+    for picture, way in zip(pictures, places, strict=True):
+        for frame, (x, y) in zip(canvas, way, strict=True):
             place = frame[y : y + DIGIT, x : x + DIGIT]
             np.maximum(place, picture, out=place)
     return canvas
 
 
+def true_flow(pictures: list[np.ndarray], places: list[np.ndarray]) -> np.ndarray:
+    """Where each inked pixel of a frame was in the frame before, seen from where it is now.
+
+    Args:
+        pictures: As for ``moving_digits``.
+        places: As for ``moving_digits``.
+
+    Returns:
+        float32 (T, 2, 64, 64), dx and dy in pixels; NaN where no digit is, and in the first frame.
+    """
+    flow = np.full((len(places[0]), 2, SIZE, SIZE), np.nan, np.float32)
+    brightest = np.zeros((len(places[0]), SIZE, SIZE), np.uint8)
+    for picture, way in zip(pictures, places, strict=True):
+        for t in range(1, len(way)):
+            x, y = way[t]
+            part = np.s_[t, ..., y : y + DIGIT, x : x + DIGIT]
+            seen = picture > brightest[part]
+            flow[part] = np.where(seen, (way[t - 1] - way[t])[:, None, None], flow[part])
+            brightest[part] = np.maximum(brightest[part], picture)
+    return flow
+
+
+Sample = tuple[np.ndarray, Segment, np.ndarray | None]  # frames uint8 (T, H, W), and flow float32 (T, 2, H, W)
+
+
 class Clips(NamedTuple):
     """A batch of sequences.
 
-    ``frames`` (B, T, 1, H, W): frame ``segment.start`` and those after it, up to and with ``segment.stop``.
+    ``frames`` (B, T, 1, H, W): frame ``segment.start`` and those after it, up to and with ``segment.stop``. ``flow``
+    (B, T, 2, H, W): where each pixel was in the frame before, dx and dy in pixels, NaN where that is not known.
     """
 
     frames: Tensor
     segment: Segment
+    flow: Tensor | None = None
 
     @classmethod
-    def collate(cls, samples: list[tuple[np.ndarray, Segment]]) -> "Clips":
-        """Joins ``(frames uint8 (T, H, W), segment)`` pairs of one segment."""
-        frames, segments = zip(*samples, strict=True)
-        return cls(torch.from_numpy(np.stack(frames)).unsqueeze(2) / 255, segments[0])
+    def collate(cls, samples: list[Sample]) -> "Clips":
+        """Joins samples of one segment."""
+        frames, segments, flows = zip(*samples, strict=True)
+        flow = None if flows[0] is None else torch.from_numpy(np.stack(flows))
+        return cls(torch.from_numpy(np.stack(frames)).unsqueeze(2) / 255, segments[0], flow)
 
 
-class MovingDigits(Dataset[tuple[np.ndarray, Segment]]):
-    """Sequences drawn on the fly: sample `i` is a function of (seed, split, i).
+class DrawnClips(Dataset[Sample]):
+    """Sequences drawn on the fly: sample `i` is a function of `i` and what the data set was made of."""
+
+    with_flow = False
+
+    def sequence(self, index: int, frames: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The first frames of sequence ``index``, uint8 (T, H, W), and where asked for and known their flow."""
+        raise NotImplementedError
+
+    def __getitem__(self, key: Key) -> Sample:
+        index, segment = key
+        frames, flow = self.sequence(index, segment.stop + 1)
+        return frames[segment.start :], segment, None if flow is None else flow[segment.start :]
+
+
+class MovingDigits(DrawnClips):
+    """Moving digits, by (seed, split, i).
 
     Digits are taken in a shuffled order without replacement, shuffled again when all are used.
     """
 
-    def __init__(self, pictures: Tensor, split: str, seed: int, digits_a_sequence: int = 2):
+    def __init__(self, pictures: Tensor, split: str, seed: int, digits_a_sequence: int = 2, with_flow: bool = False):
         self.pictures, self.key, self.count = pictures.numpy(), (seed, SPLITS[split]), digits_a_sequence
+        self.with_flow = with_flow
 
-    def sequence(self, index: int, frames: int) -> np.ndarray:
-        """The first frames of sequence ``index``, uint8 (T, 64, 64)."""
+    def sequence(self, index: int, frames: int) -> tuple[np.ndarray, np.ndarray | None]:
         positions = range(index * self.count, (index + 1) * self.count)
         pictures = [self.pictures[shuffled(position, len(self.pictures), *self.key)] for position in positions]
-        return moving_digits(pictures, frames, generator(*self.key, index))
-
-    def __getitem__(self, key: Key) -> tuple[np.ndarray, Segment]:
-        index, segment = key
-        return self.sequence(index, segment.stop + 1)[segment.start :], segment
+        random = generator(*self.key, index)
+        places = [trajectory(frames, random) for _ in pictures]
+        return moving_digits(pictures, places), true_flow(pictures, places) if self.with_flow else None
 
 
-class FixedClips(Dataset[tuple[np.ndarray, Segment]]):
+class FixedClips(Dataset[Sample]):
     """Sequences that lie in an array, uint8 (N, T, H, W)."""
 
     def __init__(self, sequences: np.ndarray):
         self.sequences = sequences
 
-    def __getitem__(self, key: Key) -> tuple[np.ndarray, Segment]:
+    def __getitem__(self, key: Key) -> Sample:
         index, segment = key
-        return self.sequences[index, segment.start : segment.stop + 1], segment
+        return self.sequences[index, segment.start : segment.stop + 1], segment, None
 
 
-class MovingMNIST(ScheduledData):
+class ClipData(ScheduledData):
+    """What the data modules of clips share: loaders over ``train_set``, ``val_set`` and ``test_set``.
+
+    Among the hyper-parameters is ``frames``, of a sequence.
+    """
+
+    train_set: DrawnClips
+    val_set: Dataset[Sample]
+    test_set: Dataset[Sample]
+    counts: dict[str, int]  # sequences to validate on (val), to test on (test) and to go on with (predict)
+
+    @property
+    def test_samples(self) -> int:
+        """How many sequences a test result is a mean of."""
+        return self.counts["test"]
+
+    def mean_frame(self) -> Tensor:
+        """The average frame of training sequences, (1, H, W): what one knows without looking."""
+        frames = [self.train_set.sequence(i, self.hparams.frames)[0].mean(0) for i in range(500)]
+        return torch.from_numpy(np.mean(frames, axis=0) / 255).float()[None]
+
+    def flow_batches(self, batches: int, frames: int) -> Iterator[Clips]:
+        """The heads of training sequences, up to and with frame number ``frames``, with their flow if it is known."""
+        labelled, size = copy.copy(self.train_set), self.batch_size
+        labelled.with_flow = True
+        for i in range(batches):
+            segment = Segment(i, 0, frames, last=True)
+            yield Clips.collate([labelled[i * size + j, segment] for j in range(size)])
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_set, batch_sampler=self.scheduled())
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.val_set, "val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.test_set, "test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.test_set, "predict")
+
+    def _evaluation_loader(self, dataset: Dataset, split: str) -> DataLoader:
+        horizon, rank, world_size = self.hparams.frames - 1, self.trainer.global_rank, self.trainer.world_size
+        keys = evaluation_keys(self.counts[split], horizon, rank, world_size)
+        return self._loader(dataset, sampler=keys, batch_size=self.batch_size)
+
+    def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
+        return self.loader(dataset, Clips.collate, **order)
+
+
+class MovingMNIST(ClipData):
     """Moving MNIST: two digits on 64x64 pixels, 10 frames to see and 10 to predict; or a clip to predict from.
 
     Training sequences are drawn on the fly from the first 50,000 training images of MNIST, validation sequences from
@@ -159,6 +259,7 @@ class MovingMNIST(ScheduledData):
 
     def setup(self, stage: str) -> None:
         root, source = self.hparams.root, self.hparams.source
+        self.counts = {split: self.hparams[f"{split}_sequences"] for split in ("val", "test", "predict")}
         if Path(root).exists() and not Path(root).is_dir():
             raise InputError(f"{root} is a file: --data.root names a folder, the one with MNIST/raw in it")
         if source == "paper" or (source == "auto" and digits.has_mnist(root)):
@@ -176,50 +277,21 @@ class MovingMNIST(ScheduledData):
                 )
         self.train_set = MovingDigits(train, "train", self.hparams.seed)
         self.val_set = MovingDigits(val, "val", seed=0)
-        self.test_set = MovingDigits(test, "test", seed=0)
+        self.test_set = MovingDigits(test, "test", seed=0, with_flow=True)
         self.test_name = "sequences drawn from the test images"
         if self.hparams.test_set == "fixed" and stage in ("test", "predict"):
             sequences = fixed_test_sequences(Path(root))
-            if len(sequences) < self.test_samples:
+            if len(sequences) < self.counts["test"]:
                 raise InputError(
-                    f"the fixed test set has {len(sequences)} sequences: --data.test_sequences {self.test_samples} "
+                    f"the fixed test set has {len(sequences)} sequences: --data.test_sequences {self.counts['test']} "
                     "must be at most that"
                 )
             self.test_set = FixedClips(sequences)
             self.test_name = "the fixed test sequences of Srivastava et al. (2015)"
         if stage == "predict" and self.hparams.clip:
             self.test_set = FixedClips(own_clip(self.hparams.clip, self.hparams.frames)[None])
+            self.counts["predict"] = 1
         self.save_hyperparameters({"data_name": self.data_name})
-
-    @property
-    def test_samples(self) -> int:
-        """How many sequences a test result is a mean of."""
-        return self.hparams.test_sequences
-
-    def mean_frame(self) -> Tensor:
-        """The average frame of training sequences, (1, H, W): what one knows without looking."""
-        frames = [self.train_set.sequence(i, self.hparams.frames).mean(0) for i in range(500)]
-        return torch.from_numpy(np.mean(frames, axis=0) / 255).float()[None]
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_set, batch_sampler=self.scheduled())
-
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.val_set, self.hparams.val_sequences)
-
-    def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.test_set, self.hparams.test_sequences)
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.test_set, 1 if self.hparams.clip else self.hparams.predict_sequences)
-
-    def _evaluation_loader(self, dataset: Dataset, sequences: int) -> DataLoader:
-        horizon, rank, world_size = self.hparams.frames - 1, self.trainer.global_rank, self.trainer.world_size
-        keys = evaluation_keys(sequences, horizon, rank, world_size)
-        return self._loader(dataset, sampler=keys, batch_size=self.batch_size)
-
-    def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
-        return self.loader(dataset, Clips.collate, **order)
 
 
 def fixed_test_sequences(root: Path) -> np.ndarray:
@@ -233,8 +305,8 @@ def fixed_test_sequences(root: Path) -> np.ndarray:
         if not path.exists():
             continue
         try:
-            sequences = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            sequences = np.lib.format.open_memmap(path, mode="r")  # np.load would also take an .npz
+        except Exception as error:  # over a damaged head NumPy raises all sorts
             raise InputError(f"{path} is not a readable .npy file ({error}): fetch it again") from error
         if sequences.ndim == 4 and sequences.shape[0] == 20:  # the file that is common today has time first
             sequences = sequences.swapaxes(0, 1)

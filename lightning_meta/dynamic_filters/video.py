@@ -1,7 +1,9 @@
-"""Video prediction with dynamic local filters (De Brabandere et al. 2016, sections 3 and 4.1).
+"""Video prediction with dynamic local filters (De Brabandere et al. 2016, sections 3, 4.1 and 4.2).
 
 Shapes: B sequences, T frames, H rows, W columns, K*K taps; one grey channel.
 """
+
+from typing import Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -9,8 +11,11 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_meta import figures
-from lightning_meta.dynamic_filters.data import Clips
-from lightning_meta.dynamic_filters.layers import dynamic_local_filter, expected_displacement
+from lightning_meta.dynamic_filters import flow_head
+from lightning_meta.dynamic_filters.data import SIZE, Clips
+from lightning_meta.dynamic_filters.frame_scores import SCORES, end_point_error, frame_scores
+from lightning_meta.dynamic_filters.layers import expected_displacement
+from lightning_meta.dynamic_filters.networks import Convolution, FilteredImage, convolutions, decoder, initialise
 from lightning_meta.errors import InputError
 from lightning_meta.learning_rate import by_step, cosine
 from lightning_meta.reports import Measure
@@ -18,79 +23,115 @@ from lightning_meta.reports import Measure
 EPSILON = torch.finfo(torch.float32).eps  # where the paper clips predictions before the cross-entropy
 
 
-# What one step leaves to the next: hidden (B, 4*width, H/2, W/2); the newest prediction (B, 1, H, W). A plain tuple,
-# since checkpoints hold it and are loaded without classes.
+# What one step leaves to the next: hidden (B, C, H/2, W/2); the newest frames, true or predicted (B, F, H, W), as many
+# as the encoder reads or there are. A plain tuple, since checkpoints hold it and are loaded without classes.
 FrameState = tuple[Tensor, Tensor]
 
 
 def cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy in nats a frame: summed over a frame's pixels, averaged over the rest.
+    """Binary cross-entropy in nats a frame: summed over a frame's pixels, averaged over frames, (B,).
 
     Predictions are clipped to [eps, 1 - eps] with float32's epsilon, as published; in float32 whatever the precision.
 
     Args:
-        prediction: (..., C, H, W).
+        prediction: (B, T, C, H, W).
         target: The same shape, values in [0, 1].
     """
     prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32)).clamp(EPSILON, 1 - EPSILON)
     # Not F.binary_cross_entropy, which stops at a NaN before anyone can say what to do about it.
     loss = -(target * prediction.log() + (1 - target) * (1 - prediction).log())
-    return loss.sum((-3, -2, -1)).mean()
+    return loss.sum((2, 3, 4)).mean(1)
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Summed over a frame's pixels, averaged over frames, (B,); in float32 whatever the precision.
+
+    Args:
+        prediction: (B, T, C, H, W).
+        target: The same shape.
+    """
+    prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+    return (prediction - target).square().sum((2, 3, 4)).mean(1)
+
+
+LOSSES = {"cross_entropy": cross_entropy, "squared_error": squared_error}
+UNITS = {"cross_entropy": ("cross-entropy", "nats a frame"), "squared_error": ("squared error", "sum over a frame")}
+BASELINES = {"copy the last frame": "copy_last_frame_", "mean frame": "mean_frame_"}
+
+
+class Layout(NamedTuple):
+    """Channels of a network's layers as multiples of its width; the encoder's second layer halves the resolution."""
+
+    frames: int  # the newest frames that it reads at once
+    encoder: tuple[int, ...]
+    before: tuple[int, ...]  # the decoder's, at half the resolution
+    after: tuple[int, ...]  # at the full one
+
+
+LAYOUTS = {
+    "moving_mnist": Layout(frames=1, encoder=(1, 1, 2, 2, 4), before=(2, 2), after=(2, 2)),
+    "highway": Layout(frames=2, encoder=(1, 1, 2, 2), before=(2,), after=(1, 2)),
+}
 
 
 class FramePredictor(nn.Module):
     """The next frame is the newest one, filtered with filters that a recurrent network writes for every pixel.
 
     Args:
-        width: Channels of the first layers; the others have 2 and 4 times as many. The paper: 32.
+        layout: Of ``LAYOUTS``, the paper's two networks.
+        width: Channels of the first layers. The paper: 32.
         kernel_size: Of the generated filters, odd; the farthest that a pixel can come is half of it.
         dynamic: False gives the paper's baseline: the same network with one convolution in the filters' place.
+        dynamic_bias: Write a plane, too, that is added to the frame before it is filtered.
+        untied_bias: Height and width of the frames, where the first layer has a bias for every place.
         gain: Of the weights' start, uniform within gain * sqrt(3 / fan-in). The paper: 1, with which signals fade from
             layer to layer; sqrt(2) keeps them up.
     """
 
-    def __init__(self, width: int = 32, kernel_size: int = 9, dynamic: bool = True, gain: float = 1.0):
+    def __init__(
+        self,
+        layout: str = "moving_mnist",
+        width: int = 32,
+        kernel_size: int = 9,
+        dynamic: bool = True,
+        dynamic_bias: bool = False,
+        untied_bias: tuple[int, int] | None = None,
+        gain: float = 1.0,
+    ):
         super().__init__()
-        taps = kernel_size**2
-        self.hidden_channels, self.kernel_size, self.dynamic = 4 * width, kernel_size, dynamic
-        self.encoder = _convolutions(1, width, (width, 2), 2 * width, 2 * width, 4 * width)
-        self.transition = _convolutions(4 * width, 4 * width, 4 * width)
-        self.decoder = nn.Sequential(
-            _convolutions(4 * width, 2 * width, 2 * width),
-            nn.Upsample(scale_factor=2),
-            _convolutions(2 * width, 2 * width, 2 * width),
-            nn.Conv2d(2 * width, 4 * width, 1),
-            nn.LeakyReLU(0.01),
-            nn.Conv2d(4 * width, taps, 1),
+        newest, encoder, before, after = LAYOUTS[layout]
+        first, second, *others = (width * multiple for multiple in encoder)
+        self.newest, self.hidden_channels = newest, others[-1]
+        self.encoder = convolutions(
+            newest, Convolution(first, untied=untied_bias), Convolution(second, stride=2), *map(Convolution, others)
         )
-        self.output = nn.Identity() if dynamic else nn.Conv2d(taps, 1, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
-                module.weight.data *= gain
-                nn.init.zeros_(module.bias)
+        self.transition = convolutions(self.hidden_channels, *2 * [Convolution(self.hidden_channels)])
+        self.output = FilteredImage((kernel_size, kernel_size), dynamic, dynamic_bias)
+        before, after = ([width * multiple for multiple in part] for part in (before, after))
+        self.decoder = decoder(self.hidden_channels, before, after, 4 * width, self.output.planes)
+        initialise(self, gain)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """What a frame (B, 1, H, W) has to say to the state, (B, 4*width, H/2, W/2)."""
+        """What the newest frames (B, F, H, W) have to say to the state, (B, C, H/2, W/2)."""
         return self.encoder(frames)
 
     def advance(self, code: Tensor, hidden: Tensor) -> Tensor:
-        """The state after the frame of that code."""
+        """The state after the frames of that code."""
         return code + self.transition(hidden)
 
     def predict(self, hidden: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
         """The frame after ``frame`` (B, 1, H, W), and the filters' logits (B, K*K, H, W) that make it."""
         planes = self.decoder(hidden)
-        if self.dynamic:
-            return dynamic_local_filter(frame, planes, self.kernel_size), planes
-        return self.output(planes), planes
+        return self.output(frame, planes), planes[:, : self.output.taps]
 
     def forward(
         self, frames: Tensor, start: int, stop: int, inputs: int, state: FrameState | None = None
     ) -> tuple[Tensor, Tensor, FrameState]:
-        """Runs steps ``start <= t < stop``. Step t reads frame t: a true one where t < inputs, else its own last.
+        """Runs steps ``start <= t < stop``. The newest frame of step t is frame t: a true one where t < inputs, else
+        the prediction of the step before.
 
-        Steps before ``inputs - 1`` only fill the state: what they would predict is known, so nothing is decoded.
+        Steps before ``inputs - 1`` only fill the state: what they would predict is known, so nothing is decoded. Those
+        that would have to read frames before the first one are not made at all.
 
         Args:
             frames: (B, T, 1, H, W), frame ``start`` first; what lies past the inputs is not read.
@@ -104,22 +145,32 @@ class FramePredictor(nn.Module):
             the first of them, (B, K*K, H, W); the state after the last step.
         """
         B, _, _, H, W = frames.shape
-        known = frames[:, : max(inputs - start, 0)][:, : stop - start]
+        hidden, recent = state or (
+            frames.new_zeros(B, self.hidden_channels, H // 2, W // 2),
+            frames.new_empty(B, 0, H, W),
+        )
+        known = frames[:, : max(inputs - start, 0), 0][:, : stop - start]
         # All true frames through the encoder at once: it does not depend on the state.
-        codes = self.encode(known.flatten(0, 1)).unflatten(0, (B, -1)).unbind(1) if known.shape[1] else ()
-        hidden, frame = state or (frames.new_zeros(B, self.hidden_channels, H // 2, W // 2), None)
+        joined = torch.cat([recent[:, max(recent.shape[1] - self.newest + 1, 0) :], known], 1)
+        windows = joined.unfold(1, self.newest, 1).movedim(-1, 2) if joined.shape[1] >= self.newest else joined[:, :0]
+        codes = self.encode(windows.flatten(0, 1)).unflatten(0, (B, -1)).unbind(1) if windows.shape[1] else ()
+        first = start + known.shape[1] - len(codes)
         predictions, first_filters = [], None
         for t in range(start, stop):
             if t < inputs:
-                code, frame = codes[t - start], frames[:, t - start]
+                recent = torch.cat([recent, known[:, t - start, None]], 1)[:, -self.newest :]
+                if t < first:
+                    continue
+                code = codes[t - first]
             else:
-                code = self.encode(frame)
+                code = self.encode(recent)
             hidden = self.advance(code, hidden)
             if t >= inputs - 1:
-                frame, filters = self.predict(hidden, frame)
+                frame, filters = self.predict(hidden, recent[:, -1:])
+                recent = torch.cat([recent, frame], 1)[:, -self.newest :]
                 predictions.append(frame)
                 first_filters = filters if first_filters is None else first_filters
-        return torch.stack(predictions, 1), first_filters, (hidden, frame)
+        return torch.stack(predictions, 1) if predictions else frames[:, :0], first_filters, (hidden, recent)
 
 
 class VideoPrediction(LightningModule):
@@ -129,45 +180,62 @@ class VideoPrediction(LightningModule):
     frames that it is given.
 
     Args:
+        layout: Of the paper's two networks, the one for Moving MNIST or the one for highways.
         width: Channels of the first layers (paper: 32).
-        kernel_size: Of the generated filters (paper: 9).
+        kernel_size: Of the generated filters (paper: 9; highways 11).
         dynamic: False trains the paper's baseline of equal size, without generated filters.
+        dynamic_bias: Write a plane, too, that is added to a frame before it is filtered (paper: for highways).
+        untied_bias: A bias for every place in the first layer, for frames of 64x64 (paper: for highways).
+        loss: ``cross_entropy`` (paper: Moving MNIST) or ``squared_error`` (paper: highways).
         gain: Of the weights' start (paper: 1).
-        input_frames: Frames that the model is given (paper: 10).
-        lr: Adam's learning rate (paper: 1e-3; its baseline was trained with 1e-4).
+        input_frames: Frames that the model is given (paper: 10; highways 3).
+        lr: Adam's learning rate (paper: 1e-3; its baseline on Moving MNIST was trained with 1e-4).
         lr_halved_every: Optimizer steps after which the learning rate is halved (paper: 4000). None: it falls to zero
             along a cosine over ``trainer.max_steps``.
         beta2: Adam's average of squared gradients (paper: 0.999).
+        flow_head_steps: In the test, train this many steps on true flow, once from the trained network and once from a
+            fresh one (the paper's closing claim). 0: do not.
         compile: Compile the network's parts with ``torch.compile``.
     """
 
     def __init__(
         self,
+        layout: Literal["moving_mnist", "highway"] = "moving_mnist",
         width: int = 32,
         kernel_size: int = 9,
         dynamic: bool = True,
+        dynamic_bias: bool = False,
+        untied_bias: bool = False,
+        loss: Literal["cross_entropy", "squared_error"] = "cross_entropy",
         gain: float = 1.0,
         input_frames: int = 10,
         lr: float = 1e-3,
         lr_halved_every: int | None = 4000,
         beta2: float = 0.999,
+        flow_head_steps: int = 0,
         compile: bool = False,
     ):
         super().__init__()
         self.save_hyperparameters()
-        self.measure = Measure(
-            "cross-entropy",
-            "nats a frame",
-            metric="test/cross_entropy",
-            baselines={
-                "copy the last frame": "test/cross_entropy_copy_last_frame",
-                "mean frame": "test/cross_entropy_mean_frame",
-            },
-        )
-        self.predictor = FramePredictor(width, kernel_size, dynamic, gain)
-        self.predictor.to(memory_format=torch.channels_last)
+        self.predictor = self.new_predictor()
+        if input_frames < self.predictor.newest:
+            raise InputError(
+                f"model.input_frames: {input_frames}: the {layout} network reads {self.predictor.newest} frames at once"
+            )
+        self.measure = _measure(loss, *UNITS[loss])
+        self.further_measures = tuple(_measure(score, *unit) for score, unit in SCORES.items()) + flow_head.MEASURES
         self.carry: FrameState | None = None
-        self.losses = nn.ModuleDict({name: MeanMetric() for name in ("val", "test", "copy_last_frame", "mean_frame")})
+        names = [f"{who}{score}" for who in ("", *BASELINES.values()) for score in (loss, *SCORES)]
+        names += ["flow_error", "flow_error_no_motion", "flow_head", "flow_head_fresh"]
+        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy=float("nan")) for name in names})
+        self.val_loss = MeanMetric(nan_strategy=float("nan"))
+
+    def new_predictor(self) -> FramePredictor:
+        """The network as it starts."""
+        h = self.hparams
+        untied = (SIZE, SIZE) if h.untied_bias else None
+        predictor = FramePredictor(h.layout, h.width, h.kernel_size, h.dynamic, h.dynamic_bias, untied, h.gain)
+        return predictor.to(memory_format=torch.channels_last)
 
     def configure_model(self) -> None:
         if self.hparams.compile:  # methods: nn.Sequential.compile() compiles nothing, its frames being torch's own
@@ -195,28 +263,44 @@ class VideoPrediction(LightningModule):
 
     def training_step(self, batch: Clips, batch_idx: int) -> Tensor:
         predictions, _, self.carry = self(batch, self.carry)
-        loss = cross_entropy(predictions, batch.frames[:, -predictions.shape[1] :])
-        self.log("train/cross_entropy", loss, prog_bar=True)
+        loss = LOSSES[self.hparams.loss](predictions, batch.frames[:, -predictions.shape[1] :]).mean()
+        self.log(f"train/{self.hparams.loss}", loss, prog_bar=True)
         return loss / batch.frames[0, 0].numel()  # the paper's: a mean over pixels
 
     def validation_step(self, batch: Clips, batch_idx: int) -> None:
         predictions, _, _ = self(batch)
-        self._score("val", "val/cross_entropy", predictions, batch)
+        loss = LOSSES[self.hparams.loss](predictions, batch.frames[:, self.hparams.input_frames :])
+        self.val_loss.update(loss)
+        self.log(f"val/{self.hparams.loss}", self.val_loss, prog_bar=True)
 
     def on_test_start(self) -> None:
         self.mean_frame = self.trainer.datamodule.mean_frame().to(self.device)
+        self.flow_heads = flow_head.train_heads(self) if self.hparams.flow_head_steps else {}
 
     def test_step(self, batch: Clips, batch_idx: int) -> None:
-        predictions, _, _ = self(batch)
-        last_frame = batch.frames[:, self.hparams.input_frames - 1, None].expand_as(predictions)
-        self._score("test", "test/cross_entropy", predictions, batch)
-        self._score("copy_last_frame", "test/cross_entropy_copy_last_frame", last_frame, batch)
-        self._score("mean_frame", "test/cross_entropy_mean_frame", self.mean_frame.expand_as(predictions), batch)
+        inputs = self.hparams.input_frames
+        predictions, filters, _ = self(batch)
+        target = batch.frames[:, inputs:]
+        compared = {
+            "": predictions,
+            "copy_last_frame_": batch.frames[:, inputs - 1, None].expand_as(target),
+            "mean_frame_": self.mean_frame.expand_as(target),
+        }
+        for who, frames in compared.items():
+            scores = {self.hparams.loss: LOSSES[self.hparams.loss](frames, target), **frame_scores(frames, target)}
+            for name, score in scores.items():
+                self._average(f"{who}{name}", score)
+        if batch.flow is not None:
+            truth = batch.flow[:, inputs]
+            guesses = {name: head(batch.frames[:, :inputs]).float() for name, head in self.flow_heads.items()}
+            if self.hparams.dynamic:
+                guesses["flow_error"] = expected_displacement(filters, self.hparams.kernel_size)
+            for name, guess in {**guesses, "flow_error_no_motion": torch.zeros_like(truth)}.items():
+                self._average(name, *end_point_error(guess, truth))
 
-    def _score(self, metric: str, name: str, predictions: Tensor, batch: Clips) -> None:
-        loss = cross_entropy(predictions, batch.frames[:, self.hparams.input_frames :])
-        self.losses[metric].update(loss, weight=len(predictions))
-        self.log(name, self.losses[metric], prog_bar=metric == "val")
+    def _average(self, name: str, values: Tensor, weights: Tensor | None = None) -> None:
+        self.means[name].update(values, weights)
+        self.log(f"test/{name}", self.means[name])
 
     def pictures(self, batch: Clips) -> dict[str, Tensor]:
         """The paper's figures 5 and 7 for the batch's first sequence, uint8 (3, H', W')."""
@@ -227,7 +311,7 @@ class VideoPrediction(LightningModule):
         """A film strip, an animation and the flow of every sequence, by file name."""
         if batch.frames.shape[1] < self.hparams.input_frames:
             raise InputError(
-                f"the clip has {batch.frames.shape[1]} frames; the model goes on from {self.hparams.input_frames}: "
+                f"the clip gives {batch.frames.shape[1]} frames; the model goes on from {self.hparams.input_frames}: "
                 "give a longer one"
             )
         drawn = {}
@@ -246,10 +330,10 @@ class VideoPrediction(LightningModule):
             frames, prediction = frames[:, 0].float().cpu(), prediction[:, 0].float().clamp(0, 1).cpu()
             given, truth = frames[:inputs], frames[inputs:]
             times = range(inputs + 1, inputs + 1 + len(prediction))
-            rows = {"input": given, "prediction": prediction, "truth": truth}
-            columns = {"input": range(1, inputs + 1), "prediction": times, "truth": times[: len(truth)]}
-            if not len(truth):  # a clip that ends where the prediction begins
-                del rows["truth"], columns["truth"]
+            rows, columns = {"input": given, "prediction": prediction}, {"input": range(1, inputs + 1)}
+            if len(truth):  # else a clip that ends where the prediction begins
+                rows |= {"truth": truth, "|error|": (prediction[: len(truth)] - truth).abs()}
+            columns |= {name: times[: len(rows[name])] for name in rows if name != "input"}
             pictures = {
                 "frames": figures.film_strip(rows, columns),
                 "animation": figures.animation(given, prediction, truth if len(truth) else None),
@@ -266,10 +350,5 @@ class VideoPrediction(LightningModule):
         return drawn
 
 
-def _convolutions(channels: int, *outputs: int | tuple[int, int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for output in outputs:
-        out_channels, stride = output if isinstance(output, tuple) else (output, 1)
-        layers += [nn.Conv2d(channels, out_channels, 3, stride, padding=1), nn.LeakyReLU(0.01)]
-        channels = out_channels
-    return nn.Sequential(*layers)
+def _measure(score: str, name: str, unit: str) -> Measure:
+    return Measure(name, unit, f"test/{score}", {who: f"test/{prefix}{score}" for who, prefix in BASELINES.items()})

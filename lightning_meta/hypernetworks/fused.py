@@ -2,22 +2,15 @@
 
 import ctypes
 import functools
-import hashlib
-import os
-import shlex
-import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lightning_meta import native
+
 _SOURCE = Path(__file__).with_name("hyper_lstm.cpp")
-_FLAGS = {
-    "AVX2": ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY_AVX2"],
-    "AVX512": [*(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl")), "-mfma", "-mf16c", "-DCPU_CAPABILITY_AVX512"],
-}
 _OF_KEPT = ["kept_h", "kept_c", "gates", "tanh_c", "normal", "rstd"]
 _OF_BOTH = ["x", "products", "z", "scale", "norm", "mask", "h", "c", "out"]  # as hyper_lstm._step takes them
 _OF_BACKWARD = ["to_x", "to_products", "to_z", "grad_norm", "grad_scale"]
@@ -61,26 +54,4 @@ def _call(function: Callable[[object], None], parts: int, kept: tuple[Tensor, ..
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """Built once, and kept in the user's cache; the compiler is the one that CXX names, else c++."""
-    torch_folder, capability = Path(torch.__file__).parent, torch.backends.cpu.get_cpu_capability()
-    command = [
-        *shlex.split(os.environ.get("CXX", "c++")),
-        *("-O3", "-std=c++20", "-fopenmp", "-fPIC", "-shared", "-fvisibility=hidden"),
-        *_FLAGS.get(capability, []),
-        f"-DCPU_CAPABILITY={capability}",
-        *("-isystem", f"{torch_folder / 'include'}", str(_SOURCE)),
-        *(f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"),
-    ]
-    key = hashlib.sha256(repr((command, torch.__version__, _SOURCE.read_bytes())).encode()).hexdigest()[:16]
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning_meta"
-        built = cache / f"hyper_lstm-{key}.so"
-        if not built.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as folder:  # of several processes, each builds its own
-                made = Path(folder) / built.name
-                subprocess.run([*command, "-o", str(made)], check=True, capture_output=True)
-                made.replace(built)
-        return ctypes.CDLL(str(built))
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # no compiler, no home, or it does not build
-        return None
+    return native.library(_SOURCE)

@@ -15,6 +15,9 @@ from lightning_meta.errors import InputError
 from lightning_meta.files import whole
 from lightning_meta.sources.photos import decode, picture_paths
 
+_FORMATS = "mov,matroska,avi,gif,apng,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ogg,flv,asf,yuv4mpegpipe"
+_LARGEST = 2**26  # pixels of a frame of a video, twice those of "8K"
+
 
 def read_clip(path: str | Path, max_frames: int | None = None) -> Tensor:
     """Read the frames of a clip, in order and in grey (ITU-R BT.601 luma, full range).
@@ -33,7 +36,12 @@ def read_clip(path: str | Path, max_frames: int | None = None) -> Tensor:
     """
     if max_frames is not None and max_frames < 1:
         raise InputError(f"max_frames is {max_frames}: ask for at least 1")
-    return torch.stack(list(islice(_frames(path, grey=True), max_frames)))
+    return torch.stack(list(islice(grey_frames(path), max_frames)))
+
+
+def grey_frames(path: str | Path) -> Iterator[Tensor]:
+    """Read the frames of ``read_clip`` one after another, (H, W) each; only the last one is held in memory."""
+    return _frames(path, grey=True)
 
 
 def read_frames(path: str | Path) -> Iterator[Tensor]:
@@ -141,14 +149,24 @@ def _video(path: Path, grey: bool) -> Iterator[tuple[str, Tensor]]:
 
     count = 0
     try:
-        with av.open(str(path)) as container:
+        # ffmpeg may open no lists of other files and addresses; what no video is, it may open to be refused by name
+        pictures = (name for name in av.formats_available if name.endswith("_pipe"))
+        known = ",".join([_FORMATS, "tty", "image2", "wav", "mp3", *pictures])
+        with av.open(str(path), options={"format_whitelist": known}) as container:
             if container.format.name.endswith("_pipe") or "image2" in container.format.name:
                 raise InputError(f"{path} is a single picture: give a video, a GIF or a folder of pictures")
             if container.format.name == "tty":  # ffmpeg would play a text file as the film of a terminal
                 raise InputError(f"{path} is a text file: give a video, a GIF or a folder of pictures")
             if not container.streams.video:
                 raise InputError(f"{path} has no video in it: give a video, a GIF or a folder of pictures")
-            for packet in container.demux(video=0):
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise InputError(f"{path} cannot be read as a video (it is of an unknown kind): give an MP4 or a GIF")
+            if stream.width * stream.height > _LARGEST:
+                raise InputError(
+                    f"{path} is suspiciously large, {stream.width}x{stream.height} pixels: make it smaller"
+                )
+            for packet in container.demux(stream):
                 if packet.is_corrupt:  # ffmpeg itself would go on with the frames there are
                     raise InputError(f"{path} is cut short or damaged: copy it again or re-encode it")
                 for frame in packet.decode():

@@ -11,6 +11,8 @@ from lightning_meta.dynamic_filters.data import (
     MovingMNIST,
     fixed_test_sequences,
     moving_digits,
+    trajectory,
+    true_flow,
 )
 from lightning_meta.errors import InputError
 from lightning_meta.sampling import Segment, generator
@@ -50,7 +52,8 @@ def literal(pictures, frames, random):
 @pytest.mark.parametrize("index", range(4))
 def test_digits_move_as_the_authors_generator_moves_them(index):
     pictures = list(np.random.default_rng(index).integers(0, 256, (2, 28, 28), np.uint8))
-    fast = moving_digits(pictures, 20, generator(0, index))
+    random = generator(0, index)
+    fast = moving_digits(pictures, [trajectory(20, random) for _ in pictures])
     assert np.array_equal(fast, literal(pictures, 20, generator(0, index)))
 
 
@@ -62,7 +65,7 @@ def corners(frames):
 def test_speed_is_3_6_pixels_a_frame_at_most_4_along_an_axis():
     moves = []
     for index in range(50):
-        way = corners(moving_digits([SQUARE], 20, generator(1, index))).astype(float)
+        way = corners(moving_digits([SQUARE], [trajectory(20, generator(1, index))])).astype(float)
         assert way.min() >= 0
         assert way.max() <= 36
         assert np.abs(np.diff(way, axis=0)).max() <= 4
@@ -72,8 +75,24 @@ def test_speed_is_3_6_pixels_a_frame_at_most_4_along_an_axis():
 
 
 def test_overlapping_digits_show_the_brighter_pixel():
-    frames = moving_digits([SQUARE, SQUARE // 2], 200, generator(0))
-    assert set(np.unique(frames)) == {0, 100, 200}
+    places = [trajectory(200, generator(0, i)) for i in range(2)]
+    assert set(np.unique(moving_digits([SQUARE, SQUARE // 2], places))) == {0, 100, 200}
+
+
+def test_true_flow_takes_every_inked_pixel_to_where_it_was():
+    pictures = list(np.random.default_rng(0).integers(0, 256, (2, 28, 28), np.uint8))
+    pictures[0][:9] = 0
+    places = [trajectory(8, generator(0, i)) for i in (1, 2)]
+    frames, flow = moving_digits(pictures, places), true_flow(pictures, places)
+    assert np.isnan(flow[0]).all()
+    for t in range(1, 8):
+        assert np.array_equal(frames[t] > 0, ~np.isnan(flow[t]).any(0))
+        for y, x in np.argwhere(frames[t]):
+            dx, dy = flow[t, :, y, x].astype(int)
+            assert frames[t - 1, y + dy, x + dx] >= frames[t, y, x]  # brighter where the other digit lay over it
+            digit = next(i for i in (0, 1) if np.array_equal(places[i][t - 1] - places[i][t], (dx, dy)))
+            left, top = places[digit][t]
+            assert pictures[digit][y - top, x - left] == frames[t, y, x]
 
 
 def sample(split, seed, index, start=0, stop=19):
@@ -97,14 +116,15 @@ def test_a_segment_is_a_cut_of_its_sequence():
 def test_every_digit_is_used_once_before_any_is_used_again():
     pictures = torch.arange(1, 41, dtype=torch.uint8)[:, None, None].expand(40, 28, 28)
     data = MovingDigits(pictures, "train", 0)
-    seen = [set(np.unique(data.sequence(index, 100))) - {0} for index in range(20)]
+    seen = [set(np.unique(data.sequence(index, 100)[0])) - {0} for index in range(20)]
     assert sum(len(values) for values in seen) == 40
     assert set.union(*seen) == set(range(1, 41))
 
 
 def test_batches_are_in_zero_to_one():
     frames = np.full((3, 64, 64), 255, np.uint8)
-    batch = Clips.collate([(frames, Segment(0, 0, 2, True)), (frames // 5, Segment(0, 0, 2, True))])
+    batch = Clips.collate([(frames, Segment(0, 0, 2, True), None), (frames // 5, Segment(0, 0, 2, True), None)])
+    assert batch.flow is None
     assert batch.frames.shape == (2, 3, 1, 64, 64)
     assert batch.frames.dtype == torch.float32
     assert [value.item() for value in batch.frames[:, 0, 0, 0, 0]] == pytest.approx([1, 0.2])

@@ -1,0 +1,101 @@
+"""What the paper's filter-generating networks are built of (De Brabandere et al. 2016, section 4, and its code).
+
+Shapes: B samples, C channels, H x W pixels, (Kh, Kw) the generated filters.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_meta.dynamic_filters.layers import dynamic_local_filter
+
+
+class Convolution(NamedTuple):
+    """A 3x3 convolution and what follows it, a leaky rectifier of slope 0.01."""
+
+    channels: int
+    stride: int = 1
+    untied: tuple[int, int] | None = None  # (H, W) of its output, where every channel and place has its own bias
+
+
+class UntiedBias(nn.Module):
+    """Adds a bias that every channel and place has of its own, (C, H, W); it fits images of this size only."""
+
+    def __init__(self, channels: int, height: int, width: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels, height, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W).
+
+        Raises:
+            ValueError: They have another size.
+        """
+        if x.shape[1:] != self.bias.shape:
+            raise ValueError(
+                f"expected {tuple(self.bias.shape)} planes under untied biases, got {tuple(x.shape[1:])}: scale the "
+                "images, or turn untied biases off"
+            )
+        return x + self.bias
+
+
+class FilteredImage(nn.Module):
+    """What the written planes make of an image: it is filtered, or, in the baseline, one convolution more is made.
+
+    Args:
+        kernel_size: ``(Kh, Kw)``, both odd.
+        dynamic: False gives the paper's baseline of equal size: the planes become the image by a 1x1 convolution.
+        dynamic_bias: The last plane is added to the image before it is filtered (for changes of light).
+    """
+
+    def __init__(self, kernel_size: tuple[int, int], dynamic: bool = True, dynamic_bias: bool = False):
+        super().__init__()
+        self.kernel_size, self.dynamic, self.dynamic_bias = kernel_size, dynamic, dynamic_bias
+        self.taps = kernel_size[0] * kernel_size[1]
+        self.planes = self.taps + dynamic_bias
+        self.convolution = nn.Identity() if dynamic else nn.Conv2d(self.planes, 1, 1)
+
+    def forward(self, image: Tensor, planes: Tensor) -> Tensor:
+        """The new image (B, 1, H, W), from the old one and planes (B, Kh * Kw [+ 1], H, W): the filters' logits."""
+        if not self.dynamic:
+            return self.convolution(planes)
+        filters, biases = planes[:, : self.taps], planes[:, self.taps :]
+        return dynamic_local_filter(image + biases if self.dynamic_bias else image, filters, self.kernel_size)
+
+
+def convolutions(channels: int, *layers: Convolution) -> nn.Sequential:
+    """3x3 convolutions one after another."""
+    modules: list[nn.Module] = []
+    for layer in layers:
+        tied = layer.untied is None
+        modules.append(nn.Conv2d(channels, layer.channels, 3, layer.stride, padding=1, bias=tied))
+        modules += [] if tied else [UntiedBias(layer.channels, *layer.untied)]
+        modules.append(nn.LeakyReLU(0.01))
+        channels = layer.channels
+    return nn.Sequential(*modules)
+
+
+def decoder(channels: int, before: list[int], after: list[int], hidden: int, planes: int) -> nn.Sequential:
+    """From a code (B, channels, H / 2, W / 2) to planes (B, planes, H, W), by convolutions at both sizes.
+
+    The last two are 1x1, the last one is linear.
+    """
+    return nn.Sequential(
+        convolutions(channels, *map(Convolution, before)),
+        nn.Upsample(scale_factor=2),
+        convolutions(before[-1], *map(Convolution, after)),
+        nn.Conv2d(after[-1], hidden, 1),
+        nn.LeakyReLU(0.01),
+        nn.Conv2d(hidden, planes, 1),
+    )
+
+
+def initialise(network: nn.Module, gain: float = 1.0) -> None:
+    """Weights uniform within gain * sqrt(3 / fan-in), biases zero. The paper: a gain of 1."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
+            module.weight.data *= gain
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,267 @@
+"""The right view from the left one with horizontal local filters (De Brabandere et al. 2016, section 4).
+
+Shapes: B pairs, H rows, W columns, K horizontal taps; one grey channel.
+"""
+
+import math
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import CatMetric, MeanMetric
+
+from lightning_meta.curves import picture_sheet
+from lightning_meta.dynamic_filters.layers import expected_displacement
+from lightning_meta.dynamic_filters.networks import Convolution, FilteredImage, convolutions, decoder, initialise
+from lightning_meta.dynamic_filters.steerable import squared_error
+from lightning_meta.dynamic_filters.stereo_data import SIZE, Pairs
+from lightning_meta.errors import InputError
+from lightning_meta.learning_rate import by_step, cosine
+from lightning_meta.reports import Measure
+
+BAD = 1.0  # pixels that a disparity may be wrong before the pixel counts as a bad one
+SHOWN = 4  # pairs of a sheet
+SCORES = ("model", "copy the left view", "mean view")  # whose squared error is measured
+DISPARITIES = ("model", "block matching (sees both views)", "one mean everywhere", "mean of each place")
+
+
+class ViewPredictor(nn.Module):
+    """The right view is the left one, filtered along its rows with filters that a network writes for every pixel.
+
+    Args:
+        width: Channels of the first layers; the others have 2 and 4 times as many. The paper: 32.
+        kernel_width: K, odd; the largest disparity is half of it. The paper: 13.
+        dynamic: False gives the paper's baseline: the same network with one convolution in the filters' place.
+        dynamic_bias: Write one more plane, which is added to the left view before it is filtered.
+        untied_bias: Give the narrowest layer a bias for every place, as the paper does; it fits 64x64 pixels only.
+        gain: Of the weights' start, see ``networks.initialise``. The paper: 1.
+    """
+
+    def __init__(
+        self,
+        width: int = 32,
+        kernel_width: int = 13,
+        dynamic: bool = True,
+        dynamic_bias: bool = True,
+        untied_bias: bool = True,
+        gain: float = 1.0,
+    ):
+        super().__init__()
+        self.filtered = FilteredImage((1, kernel_width), dynamic, dynamic_bias)
+        self.encoder = convolutions(
+            1,
+            Convolution(width),
+            Convolution(width, stride=2),
+            Convolution(2 * width),
+            Convolution(2 * width),
+            Convolution(4 * width, untied=(SIZE // 2, SIZE // 2) if untied_bias else None),
+        )
+        twice = [2 * width, 2 * width]
+        self.decoder = decoder(4 * width, before=twice, after=twice, hidden=4 * width, planes=self.filtered.planes)
+        initialise(self, gain)
+
+    def forward(self, left: Tensor) -> tuple[Tensor, Tensor]:
+        """The right view (B, 1, H, W), in float32 or better, and the filters' logits (B, K, H, W), for the left one."""
+        planes = self.decoder(self.encoder(left))
+        right = self.filtered(left, planes)
+        return right.to(torch.promote_types(right.dtype, torch.float32)), planes[:, : self.filtered.taps]
+
+
+def disparities(filters: Tensor) -> Tensor:
+    """Disparity of the right view in pixels, (B, 1, H, W), from filters' logits (B, K, H, W): their centres of mass.
+
+    What the right view shows at x came from x + d in the left one.
+    """
+    return expected_displacement(filters, (1, filters.shape[1]))[:, :1]
+
+
+def entropies(filters: Tensor) -> Tensor:
+    """How unsure each filter is where its pixel comes from, (B, 1, H, W): 0 for one tap, 1 for all alike."""
+    logs = filters.log_softmax(1, dtype=torch.promote_types(filters.dtype, torch.float32))
+    return -(logs.exp() * logs).sum(1, keepdim=True) / math.log(filters.shape[1])
+
+
+def block_matching(left: Tensor, right: Tensor) -> Tensor:
+    """Disparity of the right view, (1, H, W), that OpenCV finds in both views, (1, H, W) each, from 0 to 1.
+
+    Semi-global matching of blocks of 3x3 pixels, with penalties as OpenCV recommends: the best of what was tried on
+    drawn scenes. It is made for left views, so it gets the pair mirrored. Where it finds nothing the nearest in the row
+    is taken.
+    """
+    import cv2
+    import numpy as np
+
+    block, levels, steps = 3, 16, 16  # pixels of a block, disparities tried, steps of a pixel in the answer
+    border = ((block, block), (levels + block, block))  # the edges repeated: else it would not look there
+    views = (np.rint(255 * view[0].cpu().float().numpy()).astype(np.uint8) for view in (right, left))
+    views = (np.pad(view[:, ::-1], border, "edge") for view in views)
+    penalties = {"P1": 8 * block**2, "P2": 32 * block**2}
+    matcher = cv2.StereoSGBM.create(0, levels, block, **penalties, mode=cv2.StereoSGBM_MODE_HH)
+    found = matcher.compute(*views)[block:-block, levels + block : -block][:, ::-1] / steps
+    columns = np.arange(found.shape[1])
+    for row in found:
+        known = np.flatnonzero(row >= 0)
+        row[:] = row[known[np.abs(columns[:, None] - known).argmin(1)]] if len(known) else 0
+    return torch.from_numpy(found)[None].to(right)
+
+
+class StereoPrediction(LightningModule):
+    """Trains a ``ViewPredictor`` on pairs of views; it never sees a disparity.
+
+    Args:
+        width: Channels of the first layers (paper: 32).
+        kernel_width: Of the generated filters (paper: 13).
+        dynamic: False trains the paper's baseline of equal size, without generated filters.
+        dynamic_bias: Let the network write a bias of the image too (paper: true).
+        untied_bias: Give one layer a bias for every place (paper: true).
+        gain: Of the weights' start (paper: 1).
+        lr: Adam's learning rate (paper: 1e-3).
+        lr_halved_every: Optimizer steps after which the learning rate is halved (paper: 4000). None: it falls to zero
+            along a cosine over ``trainer.max_steps``.
+        beta2: Adam's average of squared gradients (paper: 0.999).
+        compile: Compile the network with ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        width: int = 32,
+        kernel_width: int = 13,
+        dynamic: bool = True,
+        dynamic_bias: bool = True,
+        untied_bias: bool = True,
+        gain: float = 1.0,
+        lr: float = 1e-3,
+        lr_halved_every: int | None = 4000,
+        beta2: float = 0.999,
+        compile: bool = False,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.predictor = ViewPredictor(width, kernel_width, dynamic, dynamic_bias, untied_bias, gain)
+        self.predictor.to(memory_format=torch.channels_last)
+        self.val_error = MeanMetric(nan_strategy="disable")
+        # Nothing that is not a number is left out: a model that diverged has no score.
+        self.scores = nn.ModuleDict({name: CatMetric(nan_strategy="disable") for name in SCORES})
+        self.end_point, self.bad = (
+            nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in DISPARITIES}) for _ in range(2)
+        )
+
+    def setup(self, stage: str) -> None:
+        if self.hparams.kernel_width % 2 == 0:
+            raise InputError(f"model.kernel_width: {self.hparams.kernel_width}: choose an odd number, such as 13")
+
+    def configure_model(self) -> None:
+        if self.hparams.compile:
+            self.predictor.forward = torch.compile(self.predictor.forward)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr, betas=(0.9, self.hparams.beta2))
+        return by_step(optimizer, self._lr_factor)
+
+    def _lr_factor(self, step: int) -> float:
+        if self.hparams.lr_halved_every:
+            return 0.5 ** (step // self.hparams.lr_halved_every)
+        return cosine(step, self.trainer.max_steps)
+
+    def forward(self, left: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``ViewPredictor.forward``."""
+        if self.hparams.untied_bias and left.shape[2:] != (SIZE, SIZE):
+            raise InputError(
+                f"views of {left.shape[3]}x{left.shape[2]} pixels: untied biases fit {SIZE}x{SIZE} only, take those or "
+                "--model.untied_bias false"
+            )
+        return self.predictor(left)
+
+    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
+        loss = squared_error(self(batch.left)[0], batch.right).mean()
+        self.log("train/squared_error", loss, prog_bar=True)
+        return loss / batch.left[0].numel()  # the paper's: a mean over pixels
+
+    def validation_step(self, batch: Pairs, batch_idx: int) -> None:
+        self.val_error.update(squared_error(self(batch.left)[0], batch.right))
+        self.log("val/squared_error", self.val_error, prog_bar=True)
+
+    def on_test_start(self) -> None:
+        data = self.trainer.datamodule
+        self.mean_view = data.mean_view().to(self.device)
+        self.measures_disparity = self.hparams.dynamic and len(data.truths) > 0
+        if self.measures_disparity:
+            self.mean_disparities = [mean.to(self.device) for mean in data.mean_disparities()]
+
+    def test_step(self, batch: Pairs, batch_idx: int) -> None:
+        right, filters = self(batch.left)
+        predictions = right, batch.left, self.mean_view.to(right).expand_as(right)
+        for name, prediction in zip(SCORES, predictions, strict=True):
+            self.scores[name].update(squared_error(prediction, batch.right)[batch.scored])
+        if self.measures_disparity:
+            self._score_disparities(batch, disparities(filters))
+
+    def _score_disparities(self, batch: Pairs, found: Tensor) -> None:
+        """Counts every pixel whose true disparity is known once."""
+        known = batch.disparity.isfinite()
+        matched = torch.zeros_like(batch.disparity)
+        for i in known.flatten(1).any(1).nonzero()[:, 0].tolist():
+            matched[i] = block_matching(batch.left[i], batch.right[i])
+        means = (mean.expand_as(batch.disparity) for mean in self.mean_disparities)
+        for name, disparity in zip(DISPARITIES, (found, matched, *means), strict=True):
+            errors = (disparity - batch.disparity).abs()[known]
+            if len(errors):
+                self.end_point[name].update(errors)
+                self.bad[name].update(100 * ~(errors <= BAD))  # one that is not a number is bad
+
+    def on_test_epoch_end(self) -> None:
+        measures = [("squared error", "sum over an image", "squared_error", self.scores)]
+        if self.measures_disparity:
+            measures += [
+                ("end-point error of the disparity", "pixels", "end_point_error", self.end_point),
+                ("bad disparities", f"% wrong by more than {BAD:g} pixel", "bad_pixels", self.bad),
+            ]
+        for _, _, log, metrics in measures:
+            for name, metric in metrics.items():
+                values = metric.compute().double()  # a sum in whatever order, that of one process or of two
+                self.log(f"test/{log}/{name}", values.mean())
+                if isinstance(metric, CatMetric):
+                    self.log(f"test/{log}/{name}/interval", 1.96 * values.std() / len(values) ** 0.5)
+        self.measure, *self.further_measures = (
+            Measure(name, unit, f"test/{log}/model", {other: f"test/{log}/{other}" for other in list(metrics)[1:]})
+            for name, unit, log, metrics in measures
+        )
+
+    def pictures(self, batch: Pairs) -> dict[str, Tensor]:
+        """The paper's figure 7 for the batch's first pairs: uint8 (3, H', W')."""
+        first = Pairs(*(part[:SHOWN] for part in batch[:4]), batch.segment)
+        return {"pairs": picture_sheet(self._draw(first))}
+
+    def predict_step(self, batch: Pairs, batch_idx: int) -> dict[str, Tensor]:
+        """A sheet for every pair, by file name."""
+        examples = self.trainer.datamodule.predict_examples
+        numbers = range(batch.segment.problem, len(examples), self.trainer.world_size)
+        rows = self._draw(batch)
+        return {f"{examples[i].name}.png": picture_sheet([row], scale=4) for i, row in zip(numbers, rows, strict=False)}
+
+    def _draw(self, batch: Pairs) -> list[dict[str, Tensor]]:
+        """Pictures (3, H, W) of each pair by name."""
+        predictions, filters = self(batch.left)
+        rows = []
+        for i, (left, right, prediction) in enumerate(zip(batch.left, batch.right, predictions, strict=True)):
+            greys = {"left": left, "prediction": prediction, "right": right, "|error|": (prediction - right).abs()}
+            rows.append({name: picture.expand(3, -1, -1) for name, picture in greys.items()})
+            if not self.hparams.dynamic:
+                continue
+            reach = self.hparams.kernel_width // 2
+            rows[i]["disparity"] = disparity_picture(disparities(filters[i : i + 1])[0], reach)
+            if batch.disparity.isfinite().any():
+                rows[i]["true disparity"] = disparity_picture(batch.disparity[i], reach)
+            rows[i]["entropy"] = entropies(filters[i : i + 1])[0].expand(3, -1, -1)
+            scale = torch.linspace(reach, 0, left.shape[1])[None, :, None].expand(1, -1, left.shape[2] // 8)
+            rows[i][f"0 to {reach} px"] = disparity_picture(scale, reach)
+        return rows
+
+
+def disparity_picture(disparity: Tensor, largest: float) -> Tensor:
+    """A disparity (1, H, W) in colours from 0 to the largest, (3, H, W); grey where it is not known."""
+    from matplotlib import colormaps
+
+    values = disparity[0].detach().float().cpu()
+    colours = torch.from_numpy(colormaps["viridis"](values.nan_to_num(0).numpy() / largest)[..., :3]).float()
+    return torch.where(values.isnan()[..., None], 0.6, colours).movedim(-1, 0)
