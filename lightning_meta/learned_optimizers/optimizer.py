@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from lightning_meta import weight_files
 from lightning_meta.errors import InputError
 from lightning_meta.files import whole
 from lightning_meta.learned_optimizers.layers import LearnedRule
@@ -29,7 +30,8 @@ def read_rule(weights: str | Path) -> LearnedRule:
 
     Args:
         weights: The name of a rule that comes with the package, such as ``l2l_mnist``; or the path of a
-            ``.safetensors`` file from ``write_rule``, or of a ``.ckpt`` that the command line wrote.
+            ``.safetensors`` file from ``write_rule`` or ``run.py catalogue``, or of a ``.ckpt`` that the command line
+            wrote.
 
     Raises:
         InputError: Where there is no such rule, or the file is damaged or something else.
@@ -47,6 +49,8 @@ def read_rule(weights: str | Path) -> LearnedRule:
         options, tensors, fingerprint = (_from_checkpoint if path.suffix == ".ckpt" else _from_safetensors)(path)
         with torch.device("meta"):  # no memory, and no random numbers drawn from the caller's generator
             rule = LearnedRule(**{name: options[name] for name in OPTIONS})
+        for value in _options(rule).values():
+            float(value or 0)  # a text that got this far
     except InputError:
         raise
     except Exception as error:  # there is an exception for every way in which a file can be broken
@@ -65,7 +69,10 @@ Contents = tuple[Mapping[str, Any], dict[str, Tensor], str | None]  # options, w
 def _from_checkpoint(path: Path) -> Contents:
     from lightning_meta.checkpoints import read_checkpoint  # imports Lightning, which nothing else here needs
 
-    checkpoint = read_checkpoint(path)
+    return _contents(read_checkpoint(path))
+
+
+def _contents(checkpoint: dict[str, Any]) -> Contents:
     tensors = {name[5:]: value for name, value in checkpoint["state_dict"].items() if name.startswith("rule.")}
     return checkpoint["hyper_parameters"], tensors, None
 
@@ -73,6 +80,8 @@ def _from_checkpoint(path: Path) -> Contents:
 def _from_safetensors(path: Path) -> Contents:
     with safe_open(path, "pt") as file:
         notes = file.metadata() or {}
+        if "notes" in notes:  # of a whole module
+            return _contents(weight_files.read(path))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
         return json.loads(notes["options"]), tensors, notes["fingerprint"]
 

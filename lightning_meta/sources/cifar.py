@@ -5,19 +5,18 @@ N is the number of pictures, s their height and width in pixels. Pictures are (N
 
 import io
 import os
-import pickle
 import stat
 import tarfile
 import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_meta.errors import InputError
+from lightning_meta.sources import restricted_pickle
 from lightning_meta.sources.digits import small_digits
 from lightning_meta.sources.download import download
 from lightning_meta.sources.photos import bundled_photographs, decode, is_picture
@@ -26,9 +25,9 @@ _FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 _BATCHES = {True: [f"data_batch_{i}" for i in range(1, 6)], False: ["test_batch"]}
 _HOW_TO_GET = f"get {_ARCHIVE} from www.cs.toronto.edu/~kriz/cifar.html"
 _AGAIN = "copy or download it again"
-_LARGEST = (
-    2**26
-)  # bytes of one unpacked file (a batch of CIFAR-10 has 31 million): what says more is out to fill memory
+# bytes of one unpacked file (a batch of CIFAR-10 has 31 million), and of all: what says more is out to fill the memory
+_LARGEST, _LARGEST_SUM = 2**26, 2**29
+_PACKED = 20  # times its own size an archive may hold, too
 
 
 def cifar10(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
@@ -191,6 +190,7 @@ def _contents(root: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
     if _unpacked(root):
         for path in [root / _FOLDER / name for name in names]:
             try:
+                _check_size(path.parent, PurePosixPath(path.name), path.stat().st_size)
                 yield str(path), path.read_bytes()
             except OSError as error:
                 raise InputError(f"{path}: cannot be read ({error.strerror}): put CIFAR-10's file there") from error
@@ -208,13 +208,13 @@ def _contents(root: Path, names: list[str]) -> Iterator[tuple[str, bytes]]:
 def _batch(content: bytes, name: str) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 32, 32) and labels (N,) of one pickled batch; ``name`` is for errors."""
     try:
-        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        batch = restricted_pickle.load(content)
     except Exception as error:  # a damaged pickle raises all sorts
         raise InputError(f"{name}: damaged or not a batch of CIFAR-10 ({_reason(error)}): {_AGAIN}") from error
     if not isinstance(batch, dict):
         raise InputError(f"{name}: holds no data and labels: {_AGAIN}")
     array, labels = (batch.get(key.encode(), batch.get(key)) for key in ("data", "labels"))  # Python 2's text is bytes
-    if not isinstance(array, _Array) or array.kind != "u1" or len(array.shape) != 2 or array.shape[1] != 32 * 32 * 3:
+    if not isinstance(array, restricted_pickle.Array) or array.kind.kind != "u1" or array.shape[1:] != (32 * 32 * 3,):
         raise InputError(f"{name}: its data are not rows of 3,072 unsigned bytes: {_AGAIN}")
     if array.shape[0] < 1 or len(array.content) != array.shape[0] * array.shape[1]:
         raise InputError(f"{name}: {len(array.content):,} bytes for {array.shape[0]:,} pictures: {_AGAIN}")
@@ -222,49 +222,8 @@ def _batch(content: bytes, name: str) -> tuple[Tensor, Tensor]:
         raise InputError(f"{name}: its labels are not numbers from 0 to 9: {_AGAIN}")
     if len(labels) != array.shape[0]:
         raise InputError(f"{name}: {len(labels):,} labels for {array.shape[0]:,} pictures: {_AGAIN}")
-    pixels = torch.frombuffer(bytearray(array.content), dtype=torch.uint8)
-    pixels = pixels.view(array.shape[::-1]).T if array.by_column else pixels
+    pixels = torch.from_numpy(array.numbers().copy())
     return pixels.reshape(-1, 3, 32, 32), torch.tensor(labels, dtype=torch.uint8)
-
-
-class _Kind:
-    """What a pickle says of an array's type."""
-
-    def __init__(self, kind: str | bytes, *_):
-        self.kind = kind.decode() if isinstance(kind, bytes) else kind
-
-    def __setstate__(self, state: tuple):
-        """Byte order and fields: of no interest for single bytes."""
-
-
-class _Array:
-    """What a pickle says of an array. It is only noted: NumPy itself would obey a forged state."""
-
-    def __init__(self, *_):
-        self.shape, self.kind, self.by_column, self.content = (0,), "", False, b""
-
-    def __setstate__(self, state: tuple):
-        shape, kind, by_column, content = state[-4:]  # before them, a version
-        if type(shape) is not tuple or not all(type(n) is int for n in shape) or not isinstance(content, bytes):
-            raise pickle.UnpicklingError("not an array of bytes")
-        self.shape, self.kind, self.by_column, self.content = shape, kind.kind, by_column, content
-
-
-class _Unpickler(pickle.Unpickler):
-    """Knows only the names that a pickled array needs, and what stands for them here: nothing can be run."""
-
-    _KNOWN: ClassVar = {
-        ("numpy.core.multiarray", "_reconstruct"): _Array,  # the name in Krizhevsky's files
-        ("numpy._core.multiarray", "_reconstruct"): _Array,  # since NumPy 2
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Kind,
-        ("_codecs", "encode"): str.encode,  # Python 3 wraps bytes like this for Python 2
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
-        return self._KNOWN[module, name]
 
 
 def _from_folder(path: Path, split: str | None) -> dict[str, dict[str, Path]]:
@@ -300,9 +259,11 @@ def archive_members(
     """Yield an archive's folders (None) and the contents of the wanted files, but no links; writes nothing.
 
     Raises:
-        InputError: If the archive is damaged, encrypted, no .zip or .tar, or holds paths outside of it or huge files.
+        InputError: If the archive is damaged, encrypted, no .zip or .tar, or holds paths outside of it or huge files,
+            or many times its own size.
     """
     try:
+        left = max(_LARGEST_SUM, _PACKED * path.stat().st_size)
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
                 for member in archive.infolist():
@@ -311,7 +272,8 @@ def archive_members(
                         yield name, None
                     elif wanted(name) and not stat.S_ISLNK(member.external_attr >> 16):
                         _check_size(path, name, member.file_size)
-                        yield name, archive.read(member)
+                        left = _less(path, left, member.file_size)
+                        yield name, read_member(archive, member)
         else:
             with tarfile.open(path) as archive:
                 for member in archive:
@@ -320,6 +282,7 @@ def archive_members(
                         yield name, None
                     elif member.isreg() and wanted(name):
                         _check_size(path, name, member.size)
+                        left = _less(path, left, member.size)
                         yield name, archive.extractfile(member).read()
                 # tarfile takes a damaged header for the end, and leaves what follows and the checksum unread
                 while rest := archive.fileobj.read(2**20):
@@ -331,6 +294,27 @@ def archive_members(
         raise InputError(
             f"{path} is damaged, encrypted, or no .zip or .tar archive ({_reason(error)}): {_AGAIN}"
         ) from error
+
+
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Unpack a file from a .zip, but no more of it than it says it has: ``archive.read`` would take what comes.
+
+    Raises:
+        BadZipFile: If it is damaged, or packed in another way than .zip files commonly are.
+    """
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a limit
+        raise zipfile.BadZipFile("it is packed with something else than deflate")
+    with archive.open(member) as file:
+        content = file.read(member.file_size)
+        if len(content) < member.file_size or file.read(1):
+            raise zipfile.BadZipFile(f"{member.filename!r} has not the size it says")
+    return content
+
+
+def _less(path: Path, left: int, size: int) -> int:
+    if size > left:
+        raise InputError(f"{path} holds many times its own size: do not trust this archive")
+    return left - size
 
 
 def _inside(path: Path, name: str) -> PurePosixPath:

@@ -17,6 +17,7 @@ from lightning_meta.errors import InputError
 from lightning_meta.sources.download import download
 
 _FILES = [f"{split}-{content}-ubyte" for split in ("train", "t10k") for content in ("images-idx3", "labels-idx1")]
+_LARGEST = 2**28  # bytes of one unpacked file (MNIST's largest has 47 million): what says more is out to fill memory
 _HOW_TO_GET = "get it from yann.lecun.com/exdb/mnist or with torchvision.datasets.MNIST(root, download=True)"
 
 
@@ -121,7 +122,13 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
     again = "copy or download it again"
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            content = file.read()
+            content = bytearray()
+            while block := file.read(2**20):
+                content += block
+                if len(content) > _LARGEST:
+                    raise InputError(f"{path}: holds more than {_LARGEST:,} bytes, which is not MNIST's: {again}")
+    except InputError:
+        raise
     except EOFError as error:
         raise InputError(f"{path}: the gzip file is truncated: {again}") from error
     except (gzip.BadGzipFile, zlib.error) as error:
@@ -143,4 +150,4 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
         raise InputError(
             f"{path}: {what}, {len(content) - header:,} bytes follow the header, which promises {promised:,}: {again}"
         )
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(shape)
+    return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(shape)

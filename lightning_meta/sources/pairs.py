@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from lightning_meta.sources.cifar import archive_members
 from lightning_meta.sources.download import download
 
 _AGAIN = "copy or download it again"
+_LONGEST = 2**22  # bytes of a line
 _WMT14 = ("train", "newstest2012", "newstest2013", "newstest2014")
 _MULTI30K = (
     "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw/"
@@ -280,13 +281,23 @@ def _read(source: Path, target: Path, drop_empty: bool, limit: int | None = None
 def _lines(path: Path) -> Iterator[str]:
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            yield from _decoded(file, str(path))
+            yield from _decoded(_whole_lines(file, path), str(path))
     except EOFError as error:
         raise InputError(f"{path}: the gzip file is truncated: {_AGAIN}") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: the gzip file is corrupt ({error}): {_AGAIN}") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): put a file of sentences there") from error
+
+
+def _whole_lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    left = max(2**28, 100 * path.stat().st_size)  # no text packs better; what does is out to fill the memory
+    while line := file.readline(_LONGEST):
+        left -= len(line)
+        if len(line) == _LONGEST or left < 0:
+            what = f"a line of {_LONGEST:,} bytes or more" if len(line) == _LONGEST else "over 100 times its own size"
+            raise InputError(f"{path} has {what}: give a text with a sentence a line")
+        yield line
 
 
 def _decoded(lines: Iterable[bytes], name: str) -> Iterator[str]:

@@ -16,9 +16,12 @@ from lightning_meta.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+# Not all that Pillow knows: for PostScript, for one, it starts another program.
+_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
+
 
 def read_picture(path: str | Path) -> Tensor:
-    """Read a picture (PNG, JPG or anything else that Pillow reads) the way a viewer shows it.
+    """Read a picture (PNG, JPG, GIF, WebP, TIFF, BMP or PPM) the way a viewer shows it.
 
     Args:
         path: The file. What it says about turning is obeyed, transparent parts are laid on white paper, 16 bits become
@@ -54,7 +57,7 @@ def decode(file: str | Path | BinaryIO, name: str | Path) -> "Image":
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=_FORMATS) as opened:
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip instead of scale
                 picture = Image.fromarray(np.clip(np.array(picture) >> 8, 0, 255).astype(np.uint8))

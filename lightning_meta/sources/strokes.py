@@ -7,7 +7,6 @@ downwards, and e, 1 where the pen is lifted after the point, else 0. The pen sta
 import io
 import math
 import os
-import pickle
 import re
 import zipfile
 import zlib
@@ -15,14 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 from xml.parsers import expat
 
 import numpy as np
 
 from lightning_meta.errors import InputError
 from lightning_meta.sampling import generator
-from lightning_meta.sources.cifar import archive_members
+from lightning_meta.sources import restricted_pickle
+from lightning_meta.sources.cifar import archive_members, read_member
 
 _AGAIN = "copy or download it again"
 _TRAIN, _VALIDATION = ("trainset.txt", "testset_f.txt"), ("testset_v.txt", "testset_t.txt")
@@ -146,7 +146,7 @@ def stroke_file(path: str | Path) -> Strokes:
                     raise InputError(f"{path} has no key {key}: save arrays train, valid and test with numpy.savez")
                 if (size := members[f"{key}.npy"].file_size) > _LARGEST:
                     raise InputError(f"{path}: {key} has {size:,} bytes, more than {_LARGEST:,}: make it smaller")
-            parts = [_part(archive.read(f"{key}.npy"), f"{path}: {key}") for key in _KEYS]
+            parts = [_part(read_member(archive, members[f"{key}.npy"]), f"{path}: {key}") for key in _KEYS]
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -325,7 +325,10 @@ def _lists(folder: Path) -> Iterator[tuple[str, bytes]]:
         path = next((path for path in (folder / name, folder / _TASK / name) if os.path.lexists(path)), None)
         if path is None and name not in members:
             raise InputError(f"IAM-OnDB: {folder / name} is missing: {_HOW_TO_GET} and put it there")
-        yield name, members[name] if path is None else _read(path)
+        content = members[name] if path is None else _read(path)
+        if not content.strip():
+            raise InputError(f"IAM-OnDB: {folder / name} names no forms: {_AGAIN}")
+        yield name, content
 
 
 def _iam_lines(folder: Path, forms: set[str]) -> dict[str, dict[str, np.ndarray]]:
@@ -425,72 +428,16 @@ def _array(content: bytes) -> list[np.ndarray]:
             raise ValueError(f"it is of type {kind}, not of numbers")
         array = np.frombuffer(content, kind, offset=file.tell()).reshape(shape, order="F" if by_column else "C")
         return list(array)
-    outer = _Unpickler(file, encoding="bytes").load()
-    if not isinstance(outer, _Array) or not isinstance(outer.content, list):
+    outer = restricted_pickle.load(file.read())
+    if not isinstance(outer, restricted_pickle.Array) or not isinstance(outer.content, list):
         raise ValueError("it holds no arrays")
     if len(outer.shape) == 3 and all(type(number) in (int, float) for number in outer.content):
         return list(np.array(outer.content, np.float64).reshape(outer.shape))  # objects come row by row in any case
-    if len(outer.shape) != 1 or not all(isinstance(item, _Array) for item in outer.content):
+    if len(outer.shape) != 1 or not all(isinstance(item, restricted_pickle.Array) for item in outer.content):
         raise ValueError("it is not a list of arrays")
     if sum(len(item.content) for item in outer.content) > len(content):
         raise ValueError("one array stands in many places")  # with which a few bytes can fill the memory
     return [item.numbers() for item in outer.content]
-
-
-class _Kind:
-    """What a pickle says of an array's type."""
-
-    def __init__(self, kind: str | bytes, *_: Any):
-        self.kind, self.order = _text(kind), "="
-
-    def __setstate__(self, state: tuple):
-        self.order = _text(state[1])  # before it, a version
-
-
-class _Array:
-    """What a pickle says of an array. It is only noted: NumPy itself would obey a forged state."""
-
-    def __init__(self, *_: Any):
-        self.shape, self.kind, self.by_column, self.content = (0,), _Kind(""), False, b""
-
-    def __setstate__(self, state: tuple):
-        self.shape, self.kind, self.by_column, self.content = state[-4:]  # before them, a version
-        if type(self.shape) is not tuple or type(self.kind) is not _Kind or type(self.content) not in (bytes, list):
-            raise pickle.UnpicklingError("it is not an array")
-
-    def numbers(self) -> np.ndarray:
-        """The array itself, of integers or floats."""
-        if self.kind.kind not in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
-            raise ValueError(f"an array of type {self.kind.kind[:40]!r}, not of numbers")
-        array = np.frombuffer(self.content, np.dtype(self.kind.order + self.kind.kind))
-        return array.reshape(self.shape, order="F" if self.by_column else "C")
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)  # Python 2's text is bytes
-
-
-class _Unpickler(pickle._Unpickler):
-    """Knows only the names that arrays in an array need, and what stands for them here: nothing can be run.
-
-    It is the one in Python. The one in C is hardly faster here and asks for gigabytes where a single bit is wrong.
-    """
-
-    dispatch: ClassVar = {  # without the one instruction that takes memory before it looks for content
-        code: step for code, step in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
-    }
-    _KNOWN: ClassVar = {
-        ("numpy.core.multiarray", "_reconstruct"): _Array,
-        ("numpy._core.multiarray", "_reconstruct"): _Array,  # since NumPy 2
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Kind,
-        ("_codecs", "encode"): str.encode,  # Python 3 wraps bytes like this for Python 2
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._KNOWN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
-        return self._KNOWN[module, name]
 
 
 def _reason(error: Exception) -> str:

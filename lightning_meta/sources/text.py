@@ -323,6 +323,8 @@ def _only_member(path: Path, archive: zipfile.ZipFile) -> IO[bytes]:
         raise InputError(f"{path} holds {str(name)!r}, which lies outside of it: do not trust this archive")
     if size > _LARGEST:
         raise InputError(f"{path} holds a file of {size:,} bytes, more than {_LARGEST:,}: give a part of it")
+    if members[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a limit
+        raise InputError(f"{path} is packed with something else than deflate: pack it again")
     return archive.open(members[0])
 
 

@@ -25,6 +25,7 @@ from lightning_meta.sampling import generator
 from lightning_meta.sources.photos import bundled_photographs, picture_paths, read_picture
 
 _NOWHERE = float("nan")
+_LARGEST = 2**24  # bytes of a file of boxes; half an hour of them has two million
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +60,14 @@ def sequences(root: str | Path) -> list[Track]:
             number, or the first box has no area or lies outside the first frame.
     """
     root = Path(root)
-    tracks = []
+    tracks, ways = [], {}
     for folder, below, files in os.walk(root, followlinks=True):
         here = Path(folder).resolve()
-        below[:] = sorted(  # but no link to where we come from, which would have no end
-            name for name in below if not (name.startswith(".") or here.is_relative_to((here / name).resolve()))
+        way = ways[folder] = ways.get(os.path.dirname(folder), frozenset()) | {here}
+        below[:] = sorted(  # but no link to where we come from, directly or through other links: it would have no end
+            name
+            for name in below
+            if not (name.startswith(".") or any(at.is_relative_to((here / name).resolve()) for at in way))
         )
         otb = sorted(name for name in files if re.fullmatch(r"groundtruth_rect(\.\d+)?\.txt", name))
         for name in ["groundtruth.txt"] if "groundtruth.txt" in files else otb:
@@ -368,10 +372,7 @@ def _read(folder: Path, names: tuple[str, ...], t: int) -> Tensor:
 
 def _numbers(path: Path, *columns: int) -> Tensor:
     """Read a text file of numbers between commas or blanks, float32, with one of these numbers of columns."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): copy the sequence again") from error
+    lines = _content(path, "copy the sequence again").decode(errors="replace").rstrip().splitlines()
     rows = []
     for line in lines:
         try:
@@ -389,6 +390,15 @@ def _numbers(path: Path, *columns: int) -> Tensor:
     return torch.tensor(rows)
 
 
+def _content(path: Path, again: str) -> bytes:
+    try:
+        if (size := path.stat().st_size) > _LARGEST:
+            raise InputError(f"{path} has {size:,} bytes, more than {_LARGEST:,}: {again}")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): {again}") from error
+
+
 class _PlainTree(ElementTree.TreeBuilder):
     """Builds no tree from a file that could define entities, with which a few bytes can fill the memory."""
 
@@ -398,14 +408,13 @@ class _PlainTree(ElementTree.TreeBuilder):
 
 def _objects(path: Path) -> list[tuple[int, list[float]]]:
     """The objects in a frame of ImageNet's videos: ``trackid`` and box."""
+    content = _content(path, "unpack it again")
     try:
-        tree = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_PlainTree()))
+        tree = ElementTree.fromstring(content, ElementTree.XMLParser(target=_PlainTree()))
         found = []
         for thing in tree.iter("object"):
             x, y, right, bottom = (float(thing.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
             found.append((int(thing.findtext("trackid")), [x, y, right - x, bottom - y]))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): unpack it again") from error
-    except (ElementTree.ParseError, TypeError, ValueError) as error:
+    except (ElementTree.ParseError, TypeError, ValueError, LookupError) as error:  # LookupError: unknown encoding
         raise InputError(f"{path} is damaged or no annotation ({error}): unpack it again") from error
     return found

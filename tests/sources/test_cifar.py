@@ -161,7 +161,7 @@ def test_an_unpickler_that_knows_only_arrays(root, name):
         (python2(PIXELS[:, :-1], [1, 2, 3]), ("3,072",)),
         (python2(PIXELS.reshape(-1), [1, 2, 3]), ("3,072",)),
         (python2(PIXELS, [1, 2, 3], kind=b"i1"), ("unsigned",)),
-        (pickle.dumps({"data": PIXELS.astype(object), "labels": [1, 2, 3]}, 2), ("damaged",)),
+        (pickle.dumps({"data": PIXELS.astype(object), "labels": [1, 2, 3]}, 2), ("unsigned",)),
         (python2(PIXELS[:0], []), ("0 bytes for 0 pictures",)),
         (python2(PIXELS, [1, 2, 3]).replace(b"M\x03\x00", b"M\x04\x00"), ("9,216 bytes for 4 pictures",)),
         (pickle.dumps({"data": PIXELS}, 2), ("labels are not",)),
@@ -491,3 +491,8 @@ def test_the_first_of_the_real_pictures(real_data, tmp_path):
     assert labels.tolist() == [0] * 20 + [1] * 20
     assert names == ["airplane", "automobile"]
     assert images[:20, 2].float().mean() > images[:20, 0].float().mean() + 5  # aeroplanes fly in blue skies
+
+
+def test_a_pickle_of_too_many_instructions_is_refused(root, monkeypatch):
+    monkeypatch.setattr("lightning_meta.sources.restricted_pickle._MOST", 30)
+    refused(lambda: cifar10(root, train=False), "test_batch", "more than 30 instructions")
