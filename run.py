@@ -1,4 +1,4 @@
-"""`python run.py fit|validate|test|predict --config configs/NAME.yaml`, and `python run.py results`."""
+"""`python run.py fit|validate|test|predict --config configs/NAME.yaml`, `... results` and `... catalogue`."""
 
 import gc
 

@@ -1,10 +1,14 @@
 """The command line: LightningCLI with this application's defaults, and one line for each mistake."""
 
 import ctypes
+import errno
+import json
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -12,18 +16,23 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from lightning_meta import results
+from lightning_meta import catalogue, results
 from lightning_meta.checkpoints import LastCheckpoint, read_checkpoint
 from lightning_meta.errors import InputError
+from lightning_meta.files import lost_worker
 from lightning_meta.reports import PredictionWriter, Record, TensorBoardPictures
 from lightning_meta.schedule import MetaSchedule
+from lightning_meta.weight_files import find
 
 DEFAULTS = Path(__file__).parents[1] / "configs" / "defaults.yaml"
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "single_device")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -37,7 +46,8 @@ class SaveFitConfig(SaveConfigCallback):
 class MetaCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` for an experiment that ``--config`` describes.
 
-    ``--ckpt_path`` takes a file, or ``best`` or ``last`` of this run's folder. ``fit`` without it begins a new run and
+    ``--ckpt_path`` takes a file, the name of weights that come with the package (not to go on training from), or
+    ``best`` or ``last`` of this run's folder. ``fit`` without it begins a new run and
     moves a former one of the same name aside; the other commands take ``best`` by default.
     """
 
@@ -65,6 +75,8 @@ class MetaCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.options = self.config[self.subcommand]
+        refuse_strategy(self.options.trainer.strategy)
+        refuse_precision(self.options.trainer.precision)
         self.run_folder = _run_folder(self.options.trainer.logger)
         self.options.ckpt_path = self._checkpoint_path(self.options.ckpt_path)
         self.options.weights_only = True  # no code in a checkpoint is ever run
@@ -74,8 +86,13 @@ class MetaCLI(LightningCLI):
     def _checkpoint_path(self, choice: str | None) -> str | None:
         if choice is None and self.subcommand != "fit":
             choice = "best"
+        if choice is None:
+            return None
         if choice not in ("best", "last"):
-            return choice
+            path = find(choice)
+            if self.subcommand == "fit" and path.suffix == ".safetensors":
+                raise InputError(f"{choice} is weights without the training's state: give fit a .ckpt, or best or last")
+            return str(path)
         path = self.run_folder / "checkpoints" / f"{choice}.ckpt"
         if path.exists():
             return str(path)
@@ -89,16 +106,17 @@ class MetaCLI(LightningCLI):
             self.model.double()  # Lightning would do so only after it has loaded a checkpoint, rounded to float32
         path = self.options.ckpt_path
         if path is not None:
-            _refuse_other_weights(path, read_checkpoint(path)["state_dict"], self.model.state_dict())
+            _refuse_other_weights(path, read_checkpoint(path), self.model)
 
     def before_fit(self) -> None:
         if not self.trainer.fast_dev_run:
             prepare_run_folder(self.run_folder, keep=self.options.ckpt_path is not None)
 
     def after_fit(self) -> None:
-        if any(isinstance(callback, LastCheckpoint) and callback.interrupted for callback in self.trainer.callbacks):
+        last = next(callback for callback in self.trainer.callbacks if isinstance(callback, LastCheckpoint))
+        if last.interrupted:
             say(f"stopped at step {self.trainer.global_step}; go on with\n  {self._command('fit', '--ckpt_path=last')}")
-            sys.exit(130)
+            sys.exit(128 + last.signal)
         best = self.run_folder / "checkpoints" / "best.ckpt"
         known = not self.trainer.fast_dev_run and best.exists()
         self.trainer.test(self.model, self.datamodule, ckpt_path=best if known else None, verbose=False)
@@ -136,6 +154,29 @@ def _run_folder(logger: Any) -> Path:
     return Path(options.save_dir) / options.name / str(options.get("version") or "")
 
 
+def refuse_strategy(strategy: Any) -> None:
+    """Refuses what shards parameters, and processes that Ctrl-C and the checkpoints do not know of."""
+    if isinstance(strategy, str):
+        name, fine = strategy, strategy in STRATEGIES
+    else:
+        name, options = strategy.class_path.rpartition(".")[2], strategy.get("init_args") or {}
+        fine = name in ("DDPStrategy", "SingleDeviceStrategy") and options.get("start_method", "popen") == "popen"
+    if not fine:
+        raise InputError(
+            f"trainer.strategy {name}: networks write one another's weights here, for which every process, started as "
+            "a command, has all parameters whole: use ddp"
+        )
+
+
+def refuse_precision(precision: Any) -> None:
+    """Refuses weights of 16 bits."""
+    if str(precision).startswith(("16-true", "bf16-true", "transformer-engine")):
+        raise InputError(
+            f"trainer.precision {precision}: weights of 16 bits lose small updates and overflow: use bf16-mixed, which "
+            "keeps them in 32"
+        )
+
+
 def fast_precision(accelerator: str) -> str:
     """bf16-mixed where the machine computes in bfloat16, else 32-true."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
@@ -145,14 +186,28 @@ def fast_precision(accelerator: str) -> str:
     return "bf16-mixed" if fast else "32-true"
 
 
-def _refuse_other_weights(path: str, saved: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+def _refuse_other_weights(path: str, checkpoint: dict[str, Any], model: LightningModule) -> None:
+    saved, wanted = checkpoint["state_dict"], model.state_dict()
     for name in sorted(saved.keys() | wanted.keys()):
         ours, theirs = (tuple(d[name].shape) if name in d else "nothing" for d in (wanted, saved))
         if ours != theirs:
             raise InputError(
                 f"{path} is from another experiment or of other sizes: {name} is {theirs} there and {ours} in this "
-                "configuration; give the --config and --model options it was trained with"
+                f"configuration; {_trained_with(checkpoint, model)}"
             )
+
+
+def _trained_with(checkpoint: dict[str, Any], model: LightningModule) -> str:
+    """What to change in a configuration for a checkpoint."""
+    options, kind = checkpoint.get("hyper_parameters"), f"{type(model).__module__}.{type(model).__qualname__}"
+    options = options if isinstance(options, dict) else {}
+    if options.get("_class_path", kind) != kind:
+        return f"give the --config of {options['_class_path']}"
+    others = [name for name, value in model.hparams.items() if str(options.get(name, value)) != str(value)]
+    if not others:
+        return "give the --config and --model options it was trained with"
+    given = [f"--model.{name}={json.dumps(options[name], default=str)}" for name in others]
+    return f"it was trained with {shlex.join(given)}"
 
 
 @rank_zero_only
@@ -182,6 +237,9 @@ def main(args: list[str] | None = None) -> None:
         if arguments[:1] == ["results"]:
             results.main(arguments[1:])
             return
+        if arguments[:1] == ["catalogue"]:
+            catalogue.main(arguments[1:])
+            return
         MetaCLI(
             args=args,
             save_config_callback=SaveFitConfig,
@@ -191,8 +249,29 @@ def main(args: list[str] | None = None) -> None:
             trainer_defaults={"callbacks": [Record(), TensorBoardPictures(), PredictionWriter()]},
             parser_kwargs={name: {"default_config_files": [str(DEFAULTS)]} for name in LightningCLI.subcommands()},
         )
-    except (InputError, MisconfigurationException, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    except UnicodeDecodeError as error:  # from the parser of options; our own readers name their file
+        sys.exit(f"error: a file given with --config is not UTF-8 ({error}): convert it or give another")
+    except (InputError, MisconfigurationException, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not lost_worker(error):
+            raise
+        sys.exit(f"error: {' '.join(str(error).split()).rstrip('.')}{_advice(error)}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning makes 1 of it
+            sys.exit(128 + signal.SIGINT)
+        raise
+
+
+def _advice(error: Exception) -> str:
+    """What to do about an error that others raise and that says only what is wrong."""
+    if lost_worker(error):
+        return ": free memory or lower --data.num_workers, then go on with --ckpt_path last"
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return ": free the disk, then go on with --ckpt_path last"
+    return ""
 
 
 def prepare_processor() -> None:
@@ -217,3 +296,9 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", module="lightning.pytorch.cli", category=DeprecationWarning)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.msg)
+    threading.excepthook = _thread_failed
+
+
+def _thread_failed(failure: Any) -> None:
+    if not isinstance(failure.exc_value, OSError):  # TensorBoard's thread; the main one gets the same error in a moment
+        threading.__excepthook__(failure)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from lightning_meta.errors import InputError
 
 
@@ -16,16 +18,30 @@ def whole(path: str | Path) -> Iterator[Path]:
         InputError: If it cannot be written; what was there before is still there.
     """
     path = Path(path)
-    part = path.with_name(f"{path.name}.part")  # on the same disk, so that the replacement is atomic
+    part = path.with_name(f"{path.name}.part{_rank() or ''}")  # on the same disk, so that the replacement is atomic
     try:
         yield part
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if lost_worker(error):
+            raise
         raise InputError(f"cannot write {path} ({error}): free the disk or choose another place") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _rank() -> int:
+    """This process's number among those of a run, which may write the same file at the same time."""
+    return (
+        torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+    )
+
+
+def lost_worker(error: BaseException) -> bool:
+    """Whether torch says that a process of a data loader died; it says so wherever the main process happens to be."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+from lightning_meta.errors import InputError
+
 
 class Episode(NamedTuple):
     """The shape of a few-shot problem."""
@@ -80,7 +82,13 @@ class SegmentSampler(Sampler[list[Key]]):
 def evaluation_keys(
     samples: int, horizon: int, rank: int = 0, world_size: int = 1, episode: Episode | None = None
 ) -> list[Key]:
-    """This rank's part of ``samples`` whole problems of ``horizon`` steps, in a fixed order, each on one rank."""
+    """This rank's part of ``samples`` whole problems of ``horizon`` steps, in a fixed order, each on one rank.
+
+    Raises:
+        InputError: A rank would have none, and the others would wait for it.
+    """
+    if samples < world_size:
+        raise InputError(f"{samples} samples for {world_size} processes: each needs one; lower --trainer.devices")
     return [(index, Segment(index, 0, horizon, True, episode)) for index in range(rank, samples, world_size)]
 
 

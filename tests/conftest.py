@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny operations on two busy cores are far slower with two threads
@@ -9,9 +10,17 @@ import pytest
 import torch
 import yaml
 
+from lightning_meta.cli import main
+
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "defaults")
 DRAWN = {"l2l_quadratic"}  # whose data are drawn: nothing can be missing, nothing stands in
+
+
+def pytest_addoption(parser):
+    parser.addoption("--campaign", type=int, help="this many random faults, and what takes long over every experiment")
+    parser.addoption("--campaign-seed", type=int, help="draws the same faults again")
+    parser.addoption("--campaign-record", type=Path, help="writes what was tried and held to this file")
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +48,21 @@ def arguments(name: str, folder: Path, *more: str) -> list[str]:
         "--trainer.enable_model_summary=false",
         *more,
     ]
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory):
+    """Fits each experiment once; gives its run folder."""
+    folders: dict[str, Path] = {}
+
+    def fit(name: str) -> Path:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            with nullcontext() if name in DRAWN else pytest.warns(UserWarning, match="stand-in"):
+                main(["fit", *arguments(name, folders[name])])
+        return folders[name] / name
+
+    return fit
 
 
 @pytest.fixture(scope="session")

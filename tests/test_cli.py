@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightning_meta import cli
 from lightning_meta.cli import main
-from lightning_meta.dynamic_filters.data import moving_digits
+from lightning_meta.dynamic_filters.data import moving_digits, trajectory
 from lightning_meta.dynamic_filters.video import VideoPrediction
 from lightning_meta.sampling import generator
 from lightning_meta.sources.clips import write_gif
@@ -136,7 +136,7 @@ def test_clips_that_cannot_be_used(trained, tmp_path):
 def test_a_clip_of_the_users_own(trained, tmp_path, kind, frames):
     """Of 10 frames there is no truth to show, of 13 there are three, and what goes beyond 20 is not used."""
     shutil.copytree(trained / "dfn_mnist", tmp_path / "dfn_mnist")
-    clip = torch.from_numpy(moving_digits([np.full((28, 28), 200, np.uint8)], frames, generator(0)))
+    clip = torch.from_numpy(moving_digits([np.full((28, 28), 200, np.uint8)], [trajectory(frames, generator(0))]))
     path = tmp_path / f"clip.{kind}"
     if kind == "gif":
         write_gif(path, clip)

@@ -1,15 +1,17 @@
-"""The contract that every experiment meets: add ``configs/NAME.yaml`` and ``tests/tiny/NAME.yaml`` to be under it."""
+"""The contract that every experiment meets: add ``configs/NAME.yaml`` and ``tests/tiny/NAME.yaml`` to be under it.
+
+What may happen to a run is in ``test_faults.py``.
+"""
 
 import json
-import multiprocessing
 import os
-import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from contextlib import nullcontext, suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,53 +22,6 @@ from lightning_meta.cli import main
 from tests.conftest import CONFIGS, DRAWN, ROOT, arguments
 
 pytestmark = pytest.mark.parametrize("name", CONFIGS)
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    """Fits each experiment once; gives its run folder."""
-    folders: dict[str, Path] = {}
-
-    def fit(name: str) -> Path:
-        if name not in folders:
-            folders[name] = tmp_path_factory.mktemp(name)
-            with nullcontext() if name in DRAWN else pytest.warns(UserWarning, match="stand-in"):
-                main(["fit", *arguments(name, folders[name])])
-        return folders[name] / name
-
-    return fit
-
-
-def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Everything that training changes: weights, and the optimizer's state."""
-    saved = torch.load(checkpoint, weights_only=True)
-    state = {f"{i}.{k}": v for i, s in saved["optimizer_states"][0]["state"].items() for k, v in s.items()}
-    return saved["state_dict"] | state
-
-
-def same(one: Path, other: Path) -> bool:
-    one, other = weights(one), weights(other)
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-def child(argv: list[str], sabotage: int = 0) -> None:
-    """A run in a process of its own; ``sabotage`` kills it in the middle of writing so-many-th checkpoint."""
-    os.setsid()  # a group of its own, with the loader's workers
-    multiprocessing.set_start_method("fork", force=True)  # for those workers, as in a run from the command line
-    torch.set_num_threads(1)
-    sys.argv = ["run.py"]
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
-    save, count = torch.save, iter(range(1, 1000))
-
-    def half_save(checkpoint, file):
-        if next(count) != sabotage:
-            return save(checkpoint, file)
-        file.write(b"half a checkpoint")
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    torch.save = half_save
-    main(argv)
 
 
 def test_fit_leaves_a_record_that_says_what_it_is(name, fitted):
@@ -135,65 +90,37 @@ def test_the_library_loads_what_the_command_line_trained(name, fitted):
     assert all(torch.equal(v, saved["state_dict"][k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_ends_with_the_very_weights(name, workers, fitted, tmp_path, processes):
-    """SIGKILL at random moments, taken up until it ends; the moments differ from run to run on purpose."""
-    options = [*arguments(name, tmp_path, f"--data.num_workers={workers}"), "--ckpt_path=last"]
-    for longest in (1.0, 3.0, 4.0, 5.0, None):  # seconds; nothing ends within the first
-        process = processes.Process(target=child, args=(["fit", *options],))
-        process.start()
-        process.join(longest and random.uniform(0.5, longest))
-        if process.exitcode is not None:
-            break
-        with suppress(ProcessLookupError):  # on a busy machine it may not have begun its own group yet
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        process.join()
-    assert process.exitcode == 0
-    for checkpoint in ("last.ckpt", "best.ckpt"):
-        assert same(tmp_path / name / "checkpoints" / checkpoint, fitted(name) / "checkpoints" / checkpoint)
+DDP = ("--trainer.precision=64-true", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--data.batch_size=2")
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_former_one(name, fitted, tmp_path, processes):
-    options = [*arguments(name, tmp_path), "--ckpt_path=last"]
-    last = tmp_path / name / "checkpoints" / "last.ckpt"
-    steps = []
-    for sabotage in (4, 2, 3):  # the best one, the last one after it, another last one
-        process = processes.Process(target=child, args=(["fit", *options], sabotage))
-        process.start()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        steps.append(torch.load(last, weights_only=True)["global_step"])
-    assert steps == sorted(steps)
-    main(["fit", *options])
-    assert same(last, fitted(name) / "checkpoints" / "last.ckpt")
-
-
-def test_ctrl_c_stops_with_a_last_checkpoint_and_resumes(name, fitted, tmp_path, processes):
-    options = [*arguments(name, tmp_path, "--data.num_workers=1"), "--ckpt_path=last"]
-    last = tmp_path / name / "checkpoints" / "last.ckpt"
-    process = processes.Process(target=child, args=(["fit", *options],))
-    process.start()
-    while not last.exists() and process.is_alive():
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
-    process.join()
-    assert process.exitcode == 130
-    assert 0 < torch.load(last, weights_only=True)["global_step"] < 8
-    main(["fit", *options])
-    assert same(last, fitted(name) / "checkpoints" / "last.ckpt")
-
-
-def test_two_ranks_equal_one_of_twice_the_batch(name, tmp_path):
-    """Two processes (gloo), stopped in mid-horizon and taken up, against one that was not stopped.
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """One process of twice the batch; gives its run folder.
 
     In float64, where "to rounding" is sharp: Adam makes much of the rounding of a gradient that is nearly zero.
     """
-    common = ["--trainer.precision=64-true"]
-    main(["fit", *arguments(name, tmp_path / "one", *common, "--data.batch_size=4")])
-    ddp = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.accelerator=cpu", "--data.batch_size=2"]
-    command = [sys.executable, str(ROOT / "run.py"), "fit", *arguments(name, tmp_path / "two", *common, *ddp)]
-    last = tmp_path / "two" / name / "checkpoints" / "last.ckpt"
+
+    def fit(name: str) -> Path:
+        folder = tmp_path_factory.mktemp("one")
+        main(["fit", *arguments(name, folder, "--trainer.precision=64-true", "--data.batch_size=4")])
+        return folder / name
+
+    return cache(fit)
+
+
+def equal_to_rounding(one: Path, two: Path) -> None:
+    records = [json.loads((run / "results.json").read_text()) for run in (one, two)]
+    assert records[1]["processes"] == 2
+    assert records[1]["value"] == pytest.approx(records[0]["value"], rel=1e-9)
+    checkpoints = [torch.load(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (one, two)]
+    for key, value in checkpoints[0].items():
+        torch.testing.assert_close(checkpoints[1][key], value, rtol=1e-8, atol=1e-11)
+
+
+def test_two_ranks_equal_one_of_twice_the_batch(name, one, tmp_path):
+    """Two processes (gloo), stopped in mid-horizon and taken up, against one that was not stopped."""
+    command = [sys.executable, str(ROOT / "run.py"), "fit", *arguments(name, tmp_path, *DDP, "--trainer.devices=2")]
+    last = tmp_path / name / "checkpoints" / "last.ckpt"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     while not (last.exists() and torch.load(last, weights_only=True)["global_step"] >= 2):
         assert process.poll() is None
@@ -201,12 +128,28 @@ def test_two_ranks_equal_one_of_twice_the_batch(name, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     subprocess.run([*command, "--ckpt_path=last"], check=True, capture_output=True, timeout=240)
-    one, two = (json.loads((tmp_path / run / name / "results.json").read_text()) for run in ("one", "two"))
-    assert two["processes"] == 2
-    assert two["value"] == pytest.approx(one["value"], rel=1e-9)
-    one, two = (torch.load(tmp_path / run / name / "checkpoints" / "last.ckpt") for run in ("one", "two"))
-    for key, value in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][key], value, rtol=1e-8, atol=1e-11)
+    equal_to_rounding(one(name), tmp_path / name)
+
+
+def test_two_nodes_equal_one_of_twice_the_batch(name, one, tmp_path, request):
+    """Two nodes that torchrun starts, here on one machine."""
+    if name != "dfn_steerable" and not request.config.getoption("--campaign"):
+        pytest.skip("one experiment shows it; --campaign tries them all")
+    options = arguments(name, tmp_path, *DDP, "--trainer.num_nodes=2", "--trainer.devices=1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--master_addr=127.0.0.1"]
+    nodes = [
+        subprocess.Popen(
+            [*torchrun, f"--master_port={port}", f"--node_rank={rank}", str(ROOT / "run.py"), "fit", *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    assert [node.wait(240) for node in nodes] == [0, 0]
+    equal_to_rounding(one(name), tmp_path / name)
 
 
 def test_accumulated_gradients_and_bf16(name, fitted, tmp_path):

@@ -3,6 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from lightning_meta.errors import InputError
 from lightning_meta.sampling import Segment, SegmentSampler, evaluation_keys, generator, seed_of, shuffled
 from lightning_meta.schedule import MetaSchedule
 
@@ -51,3 +52,9 @@ def test_a_shuffled_stream_takes_everything_once_a_lap_in_a_new_order():
     assert all(sorted(lap) == list(range(50)) for lap in laps)
     assert laps[0] != laps[1] != laps[2]
     assert [shuffled(i, 50, 0, 2) for i in range(50)] != laps[0]
+
+
+def test_fewer_samples_than_processes_are_refused():
+    assert [key[0] for key in evaluation_keys(2, 1, rank=1, world_size=2)] == [1]
+    with pytest.raises(InputError, match="1 samples for 2 processes: each needs one"):
+        evaluation_keys(1, 1, rank=0, world_size=2)

@@ -1,0 +1,133 @@
+"""Trained models by name, and how to share one: ``python run.py catalogue RUN FILE.safetensors [LIMITS]``."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from lightning_meta.checkpoints import read_checkpoint
+from lightning_meta.errors import InputError
+from lightning_meta.files import write_text
+from lightning_meta.reports import amounts
+from lightning_meta.weight_files import find, shipped, write
+
+
+def names() -> list[str]:
+    """Of the models that come with the package."""
+    return list(shipped())
+
+
+def load(weights: str | Path) -> LightningModule:
+    """A trained model, ready to be used: on the CPU, in evaluation. No code in a file can run.
+
+    Args:
+        weights: One of ``names()``, or the path of a ``.safetensors`` from ``share`` or of a ``.ckpt`` that the
+            command line wrote.
+
+    Raises:
+        InputError: Where there is no such model, or the file is damaged or something else.
+    """
+    path = find(weights)
+    checkpoint = read_checkpoint(path)
+    try:
+        saved = checkpoint["hyper_parameters"]
+        kind = _module_class(saved["_class_path"])
+        options = {name: value for name, value in saved.items() if not name.startswith("_")}
+        with torch.random.fork_rng(devices=[]):
+            with torch.device("meta"):  # sizes are compared before they take memory
+                kind(**options).load_state_dict(checkpoint["state_dict"], assign=True)
+            with torch.device("cpu"):
+                model = kind(**options)
+        model.load_state_dict(checkpoint["state_dict"])
+        model.on_load_checkpoint(checkpoint)
+    except Exception as error:  # hyper-parameters can be wrong in every way in which arguments can
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"{path} does not fit the model that it names ({reason:.300}): get it anew, or the code that wrote it"
+        ) from error
+    return model.eval()
+
+
+def _module_class(class_path: str) -> type[LightningModule]:
+    module, _, name = class_path.rpartition(".")
+    kind = getattr(importlib.import_module(module), name) if module.startswith("lightning_meta.") else None
+    if not (isinstance(kind, type) and issubclass(kind, LightningModule) and kind.__module__ == module):
+        raise TypeError(f"{class_path} is no LightningModule of this package")
+    return kind
+
+
+def share(run: str | Path, path: str | Path, limits: str = "one run; nothing but this test was tried.") -> None:
+    """Writes the best weights of a run for ``load`` and ``--ckpt_path``, and beside them a model card (``.md``).
+
+    Args:
+        run: A run's folder, such as ``runs/hyper_ptb``, with its best checkpoint and the record of its test.
+        path: Ends in ``.safetensors``.
+        limits: What the card says of where the model can be used.
+
+    Raises:
+        InputError: Where the run was not tested, the record is of another checkpoint, or a file cannot be written.
+    """
+    checkpoint = read_checkpoint(Path(run) / "checkpoints" / "best.ckpt")
+    try:
+        record = json.loads((Path(run) / "results.json").read_text(encoding="utf-8"))
+        text = card(path, checkpoint["hyper_parameters"], record, limits)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{run} has no record of a test ({error!r}): run test first") from error
+    write(path, checkpoint, record)
+    write_text(Path(path).with_suffix(".md"), text)
+
+
+def card(path: str | Path, hyper_parameters: dict[str, Any], record: dict[str, Any], limits: str) -> str:
+    """What a person should know of a file of weights, as Markdown; all numbers are the record's."""
+    path = Path(path)
+    name = path.stem if path.resolve().parent.parent.parent == Path(__file__).parent else path.name
+    class_path = hyper_parameters["_class_path"]
+    trained, tested = record["data"].rsplit("; ", 1)
+    lines = [
+        f"# {path.stem}",
+        "",
+        f"`{class_path}` of the experiment `{record['experiment']}`: {record['parameters']:,} parameters.",
+        "",
+        f"- **Trained on:** {trained}",
+        f"- **With:** {record['steps']:,} steps (the checkpoint that validated best), seed {record['seed']}, on "
+        f"{record['device']}, {record['precision']}, {record['seconds'] / 60:.0f} minutes; commit {record['commit']}",
+        f"- **Options:** {', '.join(f'{option} {value}' for option, value in record['model'].items())}",
+        f"- **Limits:** {limits}",
+        "",
+        f"Results on {record['samples']:,} samples of {trained}; {tested}:",
+        "",
+        "| measure | model | baselines |",
+        "| --- | --- | --- |",
+    ]
+    for values in (record, *record.get("further", [])):
+        value, *others = amounts(values)
+        baselines = ", ".join(f"{key} {other}" for key, other in zip(values["baselines"], others, strict=True))
+        lines.append(f"| {values['measure']}, {values['unit']} | {value} | {baselines} |")
+    lines += [
+        "",
+        "```bash",
+        f"python run.py test --config configs/{record['experiment']}.yaml --ckpt_path {name}",
+        "```",
+        "",
+        "```python",
+        "from lightning_meta import catalogue",
+        "",
+        f'model = catalogue.load("{name}")  # {class_path.rpartition(".")[2]}',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Writes a run's weights and their card; without arguments it lists what comes with the package."""
+    if not arguments:
+        print("\n".join(names()))
+    elif len(arguments) in (2, 3):
+        share(*arguments)
+        print(f"{arguments[1]} and its card: check what it says of its limits")
+    else:
+        raise InputError("catalogue takes a run's folder, a FILE.safetensors and, if you like, a text on its limits")
