@@ -106,7 +106,10 @@ class MetaCLI(LightningCLI):
             self.model.double()  # Lightning would do so only after it has loaded a checkpoint, rounded to float32
         path = self.options.ckpt_path
         if path is not None:
-            _refuse_other_weights(path, read_checkpoint(path), self.model)
+            checkpoint = read_checkpoint(path)
+            _refuse_other_weights(path, checkpoint, self.model)
+            if self.subcommand == "fit" and not checkpoint.keys() >= {"optimizer_states", "lr_schedulers", "schedule"}:
+                raise InputError(f"{path} is weights without the training's state: give fit a whole .ckpt, best or last")
 
     def before_fit(self) -> None:
         if not self.trainer.fast_dev_run:

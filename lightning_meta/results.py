@@ -46,7 +46,7 @@ def experiments(folder: Path) -> str:
     """
     rows = _rows(folder / "rows.yaml")
     records = {str(path.relative_to(folder).with_suffix("")): path for path in folder.rglob("*.json")}
-    if strangers := [key for key in records if key not in rows and not key.startswith(("benchmarks/", "faults"))]:
+    if strangers := [key for key in records if key not in rows | {"faults": {}} and not key.startswith("benchmarks/")]:
         raise InputError(f"{records[strangers[0]]} has no row in {folder / 'rows.yaml'}: add one")
     table = [HEADER, ["---"] * len(HEADER)]
     for key, row in rows.items():
@@ -191,9 +191,9 @@ def _finite(value: float, half: float | None = None) -> tuple[float | None, floa
 
 _FAULTS = """## Faults
 
-Runs of every experiment were killed, starved of disk or memory, or damaged at random, and taken up again. *Held* are those
-that ended with the very weights of a run that was never disturbed. More of them: `python -m pytest tests/test_faults.py -k
-campaign --campaign 50`."""
+Runs of every experiment were killed, starved of disk or memory, or damaged at random, and taken up again. *Held* are
+those that ended with the very weights of a run that was never disturbed. More of them: `python -m pytest
+tests/test_faults.py -k campaign --campaign 50`."""
 
 
 def faults(folder: Path) -> str:
@@ -205,7 +205,7 @@ def faults(folder: Path) -> str:
         record = json.loads(path.read_text(encoding="utf-8"))
         rows = [[row["fault"], f"{row['tried']:,}", f"{row['held']:,}"] for row in record["rows"]]
         said = f"Seed {record['seed']}, commit {record['commit']}, {record['machine']}:"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise InputError(f"{path} is not a record of a fault campaign ({error!r}): run it again") from error
     return f"{_FAULTS}\n\n{said}\n\n{_markdown([('fault', 'tried', 'held'), ['---'] * 3, *rows])}"
 
@@ -214,10 +214,13 @@ def benchmarks(folder: Path) -> str:
     """The tables of ``benchmarks/*.json``, as ``python -m benchmarks NAME --json`` wrote them."""
     parts = []
     for path in sorted((folder / "benchmarks").glob("*.json")):
-        record = json.loads(path.read_text())
-        header = list(record["rows"][0])
-        rows = [[v if isinstance(v, str) else f"{v:.2f}" for v in row.values()] for row in record["rows"]]
-        parts.append(f"`{record['name']}`, {record['device']}, torch {record['torch']}:\n")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            header = list(record["rows"][0])
+            rows = [[v if isinstance(v, str) else f"{v:.2f}" for v in row.values()] for row in record["rows"]]
+            parts.append(f"`{record['name']}`, {record['device']}, torch {record['torch']}:\n")
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise InputError(f"{path} is not a record of a benchmark ({error!r}): measure again") from error
         parts.append(_markdown([header, ["---"] * len(header), *rows]) + "\n")
     return "\n".join(parts).rstrip()
 
@@ -263,11 +266,11 @@ def configured(root: Path) -> list[str]:
     return [name for name in _rows(root / "results" / "rows.yaml") if name in there]
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], root: Path = ROOT) -> None:
     """Writes the tables into the pages, and the plots beside them."""
     if arguments:
         raise InputError(f"results takes no options, got {' '.join(arguments)}: it reads results/ and writes the pages")
-    for path, text in pages().items():
+    for path, text in pages(root).items():
         write_text(path, text)
-    for path, shown in figures().items():
+    for path, shown in figures(root).items():
         write_text(path, bars(path.stem, shown))

@@ -114,6 +114,13 @@ def test_a_checkpoint_of_other_sizes(trained):
     assert "of other sizes: predictor.decoder.0.0.bias is (8,) there and (12,) in this configuration" in message
 
 
+@pytest.mark.parametrize("part", ["optimizer_states", "lr_schedulers", "schedule"])
+def test_weights_without_the_trainings_state_are_not_gone_on_with(trained, tmp_path, part):
+    checkpoint = torch.load(trained / "dfn_mnist" / "checkpoints" / "last.ckpt", weights_only=True)
+    torch.save({key: value for key, value in checkpoint.items() if key != part}, tmp_path / "part.ckpt")
+    assert "is weights without the training's state" in refused(trained, "fit", f"--ckpt_path={tmp_path / 'part.ckpt'}")
+
+
 def test_a_damaged_checkpoint(trained, tmp_path):
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes((trained / "dfn_mnist" / "checkpoints" / "last.ckpt").read_bytes()[:5000])
@@ -126,7 +133,7 @@ def test_clips_that_cannot_be_used(trained, tmp_path):
     write_gif(tmp_path / "short.gif", torch.randint(0, 256, (4, 64, 64), dtype=torch.uint8))
     (tmp_path / "broken.mp4").write_bytes(b"\0\0\0 ftypisom" + bytes(100))
     assert "80x64 pixels, the model is for 64x64" in refused(trained, "predict", f"--data.clip={tmp_path / 'wide.gif'}")
-    assert "has 4 frames" in refused(trained, "predict", f"--data.clip={tmp_path / 'short.gif'}")
+    assert "gives 4 frames" in refused(trained, "predict", f"--data.clip={tmp_path / 'short.gif'}")
     assert "broken.mp4" in refused(trained, "predict", f"--data.clip={tmp_path / 'broken.mp4'}")
     assert "none.gif" in refused(trained, "predict", f"--data.clip={tmp_path / 'none.gif'}")
 

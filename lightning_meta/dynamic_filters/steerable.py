@@ -8,8 +8,8 @@ import math
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import CatMetric, MeanMetric
 
+from lightning_meta.averages import Mean, Values
 from lightning_meta.curves import picture_sheet
 from lightning_meta.dynamic_filters.layers import dynamic_convolution
 from lightning_meta.dynamic_filters.steerable_data import Patches
@@ -100,8 +100,8 @@ class SteerableFilters(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.generator = FilterGenerator(centred)
-        self.val_error = MeanMetric()
-        self.scores = nn.ModuleDict({name: CatMetric() for name in ("model", *fixed_filters(torch.zeros(1)))})
+        self.val_error = Mean()
+        self.scores = nn.ModuleDict({name: Values() for name in ("model", *fixed_filters(torch.zeros(1)))})
 
     def configure_optimizers(self):
         optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr, betas=(0.9, self.hparams.beta2))

@@ -8,8 +8,8 @@ import math
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import CatMetric, MeanMetric
 
+from lightning_meta.averages import Mean, Values
 from lightning_meta.curves import picture_sheet
 from lightning_meta.dynamic_filters.layers import expected_displacement
 from lightning_meta.dynamic_filters.networks import Convolution, FilteredImage, convolutions, decoder, initialise
@@ -139,12 +139,10 @@ class StereoPrediction(LightningModule):
         self.save_hyperparameters()
         self.predictor = ViewPredictor(width, kernel_width, dynamic, dynamic_bias, untied_bias, gain)
         self.predictor.to(memory_format=torch.channels_last)
-        self.val_error = MeanMetric(nan_strategy="disable")
+        self.val_error = Mean()
         # Nothing that is not a number is left out: a model that diverged has no score.
-        self.scores = nn.ModuleDict({name: CatMetric(nan_strategy="disable") for name in SCORES})
-        self.end_point, self.bad = (
-            nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in DISPARITIES}) for _ in range(2)
-        )
+        self.scores = nn.ModuleDict({name: Values() for name in SCORES})
+        self.end_point, self.bad = (nn.ModuleDict({name: Mean() for name in DISPARITIES}) for _ in range(2))
 
     def setup(self, stage: str) -> None:
         if self.hparams.kernel_width % 2 == 0:
@@ -220,7 +218,7 @@ class StereoPrediction(LightningModule):
             for name, metric in metrics.items():
                 values = metric.compute().double()  # a sum in whatever order, that of one process or of two
                 self.log(f"test/{log}/{name}", values.mean())
-                if isinstance(metric, CatMetric):
+                if isinstance(metric, Values):
                     self.log(f"test/{log}/{name}/interval", 1.96 * values.std() / len(values) ** 0.5)
         self.measure, *self.further_measures = (
             Measure(name, unit, f"test/{log}/model", {other: f"test/{log}/{other}" for other in list(metrics)[1:]})

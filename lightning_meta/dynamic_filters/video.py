@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from lightning_meta import figures
+from lightning_meta.averages import Mean
 from lightning_meta.dynamic_filters import flow_head
 from lightning_meta.dynamic_filters.data import SIZE, Clips
 from lightning_meta.dynamic_filters.frame_scores import SCORES, end_point_error, frame_scores
@@ -227,8 +227,8 @@ class VideoPrediction(LightningModule):
         self.carry: FrameState | None = None
         names = [f"{who}{score}" for who in ("", *BASELINES.values()) for score in (loss, *SCORES)]
         names += ["flow_error", "flow_error_no_motion", "flow_head", "flow_head_fresh"]
-        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy=float("nan")) for name in names})
-        self.val_loss = MeanMetric(nan_strategy=float("nan"))
+        self.means = nn.ModuleDict({name: Mean() for name in names})
+        self.val_loss = Mean()
 
     def new_predictor(self) -> FramePredictor:
         """The network as it starts."""

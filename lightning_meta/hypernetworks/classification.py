@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torchmetrics import CatMetric, MeanMetric
 
+from lightning_meta.averages import Mean, Values
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.classification_data import Pictures
 from lightning_meta.hypernetworks.figures import answer_sheet, kernel_grid
@@ -72,7 +72,10 @@ class PictureClassification(LightningModule):
                 self.network = FullyConnectedNetwork(hyper, classes)
         except ValueError as error:
             raise InputError(f"model: {error}") from error
-        self.val_error, self.val_cross_entropy = MeanMetric(), MeanMetric()
+        self.val_error, self.val_cross_entropy = (
+            Mean(),
+            Mean(),
+        )
 
     def configure_model(self) -> None:
         if self.hparams.compile:
@@ -131,7 +134,7 @@ class PictureClassification(LightningModule):
         train = data.sets["train"]
         weight, bias = linear_classifier(data.normalised(train.images).flatten(1), train.labels, self.hparams.classes)
         self.linear = weight.to(self.device), bias.to(self.device)
-        self.scores = {name: CatMetric(nan_strategy="disable").to(self.device) for name in ("model", "linear")}
+        self.scores = {name: Values().to(self.device) for name in ("model", "linear")}
 
     def test_step(self, batch: Pictures, batch_idx: int) -> None:
         weight, bias = (t.to(batch.x.dtype) for t in self.linear)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import CatMetric, MeanMetric
 
 from lightning_meta import stroke_figures
+from lightning_meta.averages import Mean, Values
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.layers import HyperLSTM
 from lightning_meta.hypernetworks.mixture import Mixture
@@ -124,9 +124,9 @@ class Handwriting(LightningModule):
             raise InputError(f"model: {error}") from error
         self.register_buffer("scale", torch.ones(2))
         self.carry: State | None = None
-        self.val_loss = MeanMetric()
+        self.val_loss = Mean()
         self.test_losses = nn.ModuleDict(
-            {n: CatMetric() for n in ("log_loss", "log_loss_one_mixture", "log_loss_last_offset")}
+            {n: Values() for n in ("log_loss", "log_loss_one_mixture", "log_loss_last_offset")}
         )
 
     def configure_optimizers(self):

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.func import functional_call
-from torchmetrics import MeanMetric
 
+from lightning_meta.averages import Mean
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.layers import HyperLSTM
 from lightning_meta.hypernetworks.recurrent import Network, recurrent_network, weight_changes, written_scales
@@ -126,7 +126,7 @@ class LanguageModel(LightningModule):
             raise InputError(f"model: {error}") from error
         self.register_buffer("vocabulary", torch.full((symbols,), NO_SYMBOL))  # sorted
         self.carry: State | None = None
-        self.bits = nn.ModuleDict({name: MeanMetric() for name in ("val", "test", "dynamic")})
+        self.bits = nn.ModuleDict({name: Mean() for name in ("val", "test", "dynamic")})
 
     def configure_optimizers(self):
         return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), self._lr_factor)

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 from torchmetrics.text import SacreBLEUScore
 
+from lightning_meta.averages import Mean
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.recurrent import Network
 from lightning_meta.hypernetworks.translation_data import Sentences, dictionary, padded, spread, unigram_nats
@@ -101,7 +101,7 @@ class Translation(LightningModule):
             raise InputError(f"model: {error}") from error
         self.vocabulary: Pieces | None = None
         # in float64, so that it does not matter which process saw what
-        self.costs = nn.ModuleDict({name: MeanMetric().set_dtype(torch.float64) for name in ("val", "test")})
+        self.costs = nn.ModuleDict({name: Mean().set_dtype(torch.float64) for name in ("val", "test")})
         self.bleu = nn.ModuleDict({name: SacreBLEUScore() for name in ("val", "beam", "greedy", "words", "copy")})
 
     def configure_optimizers(self):

@@ -12,8 +12,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
-from torchmetrics import CatMetric, MeanMetric
 
+from lightning_meta.averages import Mean, Values
 from lightning_meta.curves import loss_curves
 from lightning_meta.errors import InputError
 from lightning_meta.figures import write_png
@@ -107,7 +107,7 @@ class LearningToLearn(LightningModule):
         # theta, the rule's state, and the teacher's where there is one: what a chunk leaves to the next
         self.carry: dict[str, Any] | None = None
         # NaNs count: left out, as torchmetrics does by default, they would make a rule that diverges look better
-        self.final_loss, self.summed_loss = (MeanMetric(nan_strategy="disable") for _ in range(2))
+        self.final_loss, self.summed_loss = (Mean() for _ in range(2))
         self.rates: dict[str, dict[str, float]] = {}  # of each test case, the rate that each baseline got
 
     def configure_optimizers(self):
@@ -198,7 +198,7 @@ class LearningToLearn(LightningModule):
     def test_step(self, batch: Problems, batch_idx: int, dataloader_idx: int = 0) -> None:
         case = list(self.curves)[dataloader_idx]
         for rule, (losses, _) in self.compare(batch, case).items():
-            metric = self.curves[case].setdefault(rule, CatMetric(nan_strategy="disable").to(self.device))
+            metric = self.curves[case].setdefault(rule, Values().to(self.device))
             metric.update(losses.T)
 
     def compare(self, batch: Problems, case: str | None = None) -> dict[str, tuple[Tensor, Tensor]]:

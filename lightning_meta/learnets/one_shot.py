@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import CatMetric, MeanMetric
 
+from lightning_meta.averages import Mean, Values
 from lightning_meta.batch_norm import BatchNorm2d
 from lightning_meta.learnets.figures import answer_sheet, response_sheet
 from lightning_meta.learnets.layers import FactorisedConv2d, begin_as_filters, depthwise_conv2d, filter_variation
@@ -267,8 +267,11 @@ class OneShotRecognition(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.network = OneShotNetwork(variant, metric, trunk, batch_norm, offset=loss == "logistic")
-        self.val_error, self.val_variation = MeanMetric(), MeanMetric()
-        self.errors: dict[str, dict[str, CatMetric]] = {}  # of each test case: ours and the baselines', (episodes,)
+        self.val_error, self.val_variation = (
+            Mean(),
+            Mean(),
+        )
+        self.errors: dict[str, dict[str, Values]] = {}  # of each test case: ours and the baselines', (episodes,)
 
     def configure_optimizers(self):
         h = self.hparams
@@ -310,8 +313,7 @@ class OneShotRecognition(LightningModule):
     def on_test_start(self) -> None:
         rules = ("model", "chance", "nearest picture")
         self.errors = {
-            case: {rule: CatMetric(nan_strategy="disable").to(self.device) for rule in rules}
-            for case in self.trainer.datamodule.cases
+            case: {rule: Values().to(self.device) for rule in rules} for case in self.trainer.datamodule.cases
         }
 
     def test_step(self, batch: Episodes, batch_idx: int, dataloader_idx: int = 0) -> None:

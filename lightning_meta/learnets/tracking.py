@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import CatMetric, MeanMetric
 
+from lightning_meta.averages import Mean, Values
 from lightning_meta.learnets.layers import filter_variation
 from lightning_meta.learnets.protocols import (
     SupervisedRun,
@@ -85,8 +85,8 @@ class LearnetTracking(LightningModule):
         self.save_hyperparameters()
         self.network = SiameseNetwork(variant, pupil, learnet, gain)
         self.network.to(memory_format=torch.channels_last)
-        self.metrics = nn.ModuleDict({name: MeanMetric() for name in ("loss", "distance", "variation")})
-        self.test_distances = nn.ModuleDict({"model": CatMetric(), STILL: CatMetric()})
+        self.metrics = nn.ModuleDict({name: Mean() for name in ("loss", "distance", "variation")})
+        self.test_distances = nn.ModuleDict({"model": Values(), STILL: Values()})
         self.runs: dict[str, dict[int, SequenceResult]] = {}
 
     def configure_optimizers(self):

@@ -1,0 +1,18 @@
+import math
+
+import pytest
+import torch
+
+from lightning_meta.averages import Mean, Values
+
+
+def test_what_is_not_a_number_is_not_left_out():
+    mean, values = Mean(), Values()
+    mean.update(1.0, weight=3)
+    mean.update(torch.tensor([2.0, 4.0]))
+    assert mean.compute().item() == pytest.approx((3 + 2 + 4) / 5)
+    mean.update(torch.tensor([1.0, math.nan]))
+    assert mean.compute().isnan()
+    values.update(torch.tensor([1.0, math.nan]))
+    values.update(torch.tensor([2.0]))
+    assert torch.equal(values.compute().isnan(), torch.tensor([False, True, False]))
