@@ -109,7 +109,7 @@ class MetaCLI(LightningCLI):
             checkpoint = read_checkpoint(path)
             _refuse_other_weights(path, checkpoint, self.model)
             if self.subcommand == "fit" and not checkpoint.keys() >= {"optimizer_states", "lr_schedulers", "schedule"}:
-                raise InputError(f"{path} is weights without the training's state: give fit a whole .ckpt, best or last")
+                raise InputError(f"{path} is weights without the training's state: give a whole .ckpt, best or last")
 
     def before_fit(self) -> None:
         if not self.trainer.fast_dev_run:
