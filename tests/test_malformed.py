@@ -35,7 +35,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save as safetensors
 
-from lightning_meta import results
+from lightning_meta import catalogue, results, weight_files
 from lightning_meta.checkpoints import read_checkpoint
 from lightning_meta.cli import main
 from lightning_meta.dynamic_filters.data import fixed_test_sequences
@@ -44,7 +44,20 @@ from lightning_meta.learned_optimizers.features import Features, load_features
 from lightning_meta.learned_optimizers.layers import LearnedRule
 from lightning_meta.learned_optimizers.optimizer import _options, read_rule, write_rule
 from lightning_meta.learned_optimizers.problem_sets import OneQuadratic
-from lightning_meta.sources import cifar, clips, digits, glyphs, pairs, photos, pieces, strokes, text, tracks
+from lightning_meta.sources import (
+    cifar,
+    clips,
+    digits,
+    drives,
+    glyphs,
+    pairs,
+    photos,
+    pieces,
+    stereo,
+    strokes,
+    text,
+    tracks,
+)
 from tests.conftest import arguments
 from tests.sources.test_cifar import python2
 from tests.sources.test_pieces import TEXTS
@@ -557,6 +570,59 @@ def read_moving(folder: Path) -> None:
     assert not found.size or found[-1].max() < 256  # of none the caller says so
 
 
+def write_stereo(suffix: str) -> Callable[[Path], Path]:
+    """A pair in KITTI's layout (.png) or one of Middlebury's, with a disparity of 2 pixels."""
+
+    def write(folder: Path) -> Path:
+        if suffix == ".png":
+            for view in ("image_2", "image_3"):
+                put(folder / view / "0.png", png(size=(20, 12)))
+            file = io.BytesIO()
+            Image.fromarray(np.full((12, 20), 512, np.uint16)).save(file, "PNG")
+            return put(folder / "disp_occ_0/0.png", file.getvalue())
+        left, right, truth = ("im0", "im1", "disp0") if suffix == ".pfm" else ("left", "right", "disp")
+        for view in (left, right):
+            put(folder / "scene" / f"{view}.png", png(size=(20, 12)))
+        disparity = np.full((12, 20), 2, np.float32)
+        if suffix == ".npz":
+            np.savez(folder / "scene" / f"{truth}.npz", disparity)
+            return folder / "scene" / f"{truth}.npz"
+        return put(folder / "scene" / f"{truth}.pfm", b"Pf\n20 12\n-1.0\n" + disparity.tobytes())
+
+    return write
+
+
+def read_stereo(folder: Path) -> None:
+    for pair in stereo.find_pairs(folder):
+        views = pair.read()
+        assert views.left.shape == views.right.shape
+        for disparity in (views.left_disparity, views.right_disparity):
+            assert disparity is None or (disparity.shape == views.left.shape and not np.isinf(disparity).any())
+
+
+def write_highway(folder: Path) -> Path:
+    import h5py
+
+    with h5py.File(folder / "highwayDriving_train.h5", "w") as file:
+        file["highway_L"] = RANDOM.integers(0, 256, (3, 1, 64, 64), np.uint8)
+    return folder / "highwayDriving_train.h5"
+
+
+def read_highway(folder: Path) -> None:
+    (frames,) = drives.read_highway(folder / "highwayDriving_train.h5", ["highway_L"])
+    assert frames.dtype == np.uint8
+    assert frames.shape[1:] == (64, 64)
+
+
+def write_shipped(folder: Path) -> Path:
+    return put(folder / "model.safetensors", weight_files.find("dfn_steerable").read_bytes())
+
+
+def read_shipped(folder: Path) -> None:
+    model = catalogue.load(folder / "model.safetensors")
+    assert all(weight.isfinite().all() for weight in model.state_dict().values())
+
+
 ROWS = "one:\n  run: the only one\n  measure: error, %\n  published: 3\n"
 RECORD = {
     "measure": "test/error",
@@ -647,6 +713,11 @@ READERS = {
     ),
     "quadratic.npz": Reader(write_quadratic, read_quadratic),
     "moving mnist.npy": Reader(write_moving, read_moving),
+    "kitti.png": Reader(write_stereo(".png"), read_stereo),
+    "middlebury.pfm": Reader(write_stereo(".pfm"), read_stereo),
+    "disparity.npz": Reader(write_stereo(".npz"), read_stereo),
+    "highway.h5": Reader(write_highway, read_highway),
+    "shipped.safetensors": Reader(write_shipped, read_shipped),
     "rows.yaml": Reader(write_rows, read_results),
     "record.json": Reader(write_record, read_results),
 }
@@ -984,6 +1055,22 @@ PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n#E
 LAUGHS = "a0: &a0 [ha, ha]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
 
 SPECIAL: dict[str, dict[str, Callable[[Path], None]]] = {
+    "kitti.png": {
+        "8 bits in colour": content(lambda b: png(size=(20, 12), mode="RGB")),
+        "another size": content(lambda b: png(size=(12, 20))),
+        "another format": content(lambda b: png(size=(20, 12), kind="TIFF")),
+        "PostScript": content(lambda b: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 12\n"),
+        "nothing known": content(lambda b: png(0, size=(20, 12))),
+    },
+    "middlebury.pfm": {
+        "three channels": content(lambda b: b.replace(b"Pf", b"PF")),
+        "another size": content(lambda b: b.replace(b"20 12", b"12 20")),
+        "a huge size": content(lambda b: b.replace(b"20 12", b"2000000000 1200000000")),
+        "no order": content(lambda b: b.replace(b"-1.0", b"-e-e")),
+        "below zero": content(lambda b: b[:16] + np.full(240, -2, np.float32).tobytes()),
+        "infinite": content(lambda b: b[:16] + np.full(240, np.inf, np.float32).tobytes()),
+        "a size of a thousand digits": content(lambda b: b.replace(b"20 12", b"2" * 5000 + b" 12")),
+    },
     "idx": {
         **{
             f"shape {'x'.join(map(str, shape))}": content(lambda b, shape=shape: idx(shape, b[16:]))

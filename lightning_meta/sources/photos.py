@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Not all that Pillow knows: for PostScript, for one, it starts another program.
-_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
 
 
 def read_picture(path: str | Path) -> Tensor:
@@ -57,7 +57,7 @@ def decode(file: str | Path | BinaryIO, name: str | Path) -> "Image":
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(file, formats=_FORMATS) as opened:
+        with Image.open(file, formats=FORMATS) as opened:
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip instead of scale
                 picture = Image.fromarray(np.clip(np.array(picture) >> 8, 0, 255).astype(np.uint8))

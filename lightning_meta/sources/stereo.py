@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_meta.errors import InputError
-from lightning_meta.sources.photos import decode, is_picture, picture_paths
+from lightning_meta.sources.photos import FORMATS, decode, is_picture, picture_paths
 
 # Folders of left and right views, and that of the left views' disparities beside them
 _FOLDERS = {
@@ -174,7 +174,7 @@ def find_pairs(root: str | Path, disparity_scale: float | None = None) -> list[S
         if found:
             below.clear()
         else:
-            found = _in_files(folder, files, disparity_scale)
+            found = _in_files(folder, files + below, disparity_scale)  # a folder of a file's name is to be refused
         pairs += (pair._replace(name=_name(root, folder, pair.name)) for pair in found)
     if not pairs:
         raise InputError(
@@ -272,7 +272,7 @@ def _read_levels(path: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             levels = np.array(picture)
     except Exception as error:  # over a damaged file Pillow's decoders raise all sorts
         raise InputError(f"{path} cannot be decoded ({error}): replace or remove it") from error
