@@ -478,7 +478,11 @@ def write_pieces(folder: Path) -> Path:
 
 
 def read_pieces(folder: Path) -> None:
-    learned = pieces.Pieces((folder / "pieces").read_bytes())
+    try:
+        content = (folder / "pieces").read_bytes()
+    except OSError as error:  # the reader is of bytes, not of a file
+        raise InputError("no bytes to read") from error
+    learned = pieces.Pieces(content)
     assert learned.decode(learned.encode(["the cat"]))
 
 

@@ -76,7 +76,7 @@ class Pieces:
         wrong = "this is no vocabulary of train_pieces: learn it again"
         try:
             self._processor = learned = SentencePieceProcessor(model_proto=model, num_threads=1)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # the second over its own message
             raise InputError(wrong) from error
         if (learned.pad_id(), learned.bos_id(), learned.eos_id(), learned.unk_id()) != (PAD, BOS, EOS, UNKNOWN):
             raise InputError(wrong)
