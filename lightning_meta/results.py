@@ -191,7 +191,7 @@ def _finite(value: float, half: float | None = None) -> tuple[float | None, floa
 
 _FAULTS = """## Faults
 
-Runs of every experiment were killed, starved of disk or memory, or damaged at random, and taken up again. *Held* are
+Runs drawn from all experiments were killed, starved of disk, or interrupted at random, and taken up again. *Held* are
 those that ended with the very weights of a run that was never disturbed. More of them: `python -m pytest
 tests/test_faults.py -k campaign --campaign 50`."""
 
