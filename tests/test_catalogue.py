@@ -80,7 +80,7 @@ def test_names():
     assert sorted(file.name for file in files) == sorted(
         f"{n}{end}" for n in shipped() for end in (".md", ".safetensors")
     )
-    assert "no weights hyper_mnits: give dfn_highway, dfn_mnist, dfn_steerable, " in refused(catalogue.load, "hyper_mnits")
+    assert "no weights hyper_mnits: give dfn_highway, dfn_mnist, " in refused(catalogue.load, "hyper_mnits")
     assert "check the path" in refused(catalogue.load, "none.safetensors")
     assert "is not a learned optimizer" in refused(read_rule, shipped()["hyper_mnist"])
 
