@@ -4,6 +4,7 @@ Shapes: B sequences, T frames, H rows, W columns; one grey channel; values in [0
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -112,14 +113,14 @@ class Clips(NamedTuple):
         return cls(torch.from_numpy(np.stack(frames)).unsqueeze(2) / 255, segments[0], flow)
 
 
-class DrawnClips(Dataset[Sample]):
+class DrawnClips(Dataset[Sample], ABC):
     """Sequences drawn on the fly: sample `i` is a function of `i` and what the data set was made of."""
 
     with_flow = False
 
+    @abstractmethod
     def sequence(self, index: int, frames: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The first frames of sequence ``index``, uint8 (T, H, W), and where asked for and known their flow."""
-        raise NotImplementedError
 
     def __getitem__(self, key: Key) -> Sample:
         index, segment = key
