@@ -94,6 +94,13 @@ def test_the_python_that_it_shows_runs(code, capsys):
     exec(code, {})
 
 
-@pytest.mark.parametrize("requirement", (ROOT / "requirements.txt").read_text().splitlines())
+REQUIREMENTS = [
+    requirement
+    for name in ("requirements.txt", "requirements-dev.txt")
+    for requirement in (ROOT / name).read_text().splitlines()
+]
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS)
 def test_requirements_are_pinned_exactly(requirement):
     assert re.fullmatch(r"[A-Za-z0-9_-]+(\[\w+\])?==[0-9.]+( *#.*)?", requirement)
