@@ -1,6 +1,8 @@
 """Every training batch is a pure function of the schedule, the seed and its number."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import islice
@@ -93,8 +95,20 @@ def evaluation_keys(
 
 
 def ignore_interrupts(worker: int) -> None:
-    """A ``worker_init_fn``: on Ctrl-C the main process still ends its step, for which it needs its workers."""
+    """A ``worker_init_fn``: when all processes get a signal, the main one still ends its step, with their help.
+
+    They ignore Ctrl-C, and SIGTERM (of a cluster's scheduler, say) unless the main process sent it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_heed_main_process, daemon=True).start()
+
+
+def _heed_main_process() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def shuffled(position: int, size: int, *key: int) -> int:

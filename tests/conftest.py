@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from lightning_meta.cli import main
+from lightning_meta.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "defaults")
@@ -48,6 +49,16 @@ def arguments(name: str, folder: Path, *more: str) -> list[str]:
         "--trainer.enable_model_summary=false",
         *more,
     ]
+
+
+def refused(call, *words) -> None:
+    """A call ends with one line that has these words."""
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert str(word) in message
 
 
 @pytest.fixture(scope="session")

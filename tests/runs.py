@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -129,6 +130,12 @@ def full_board(folder: Path) -> None:
     (events,) = folder.glob("events*")
     events.rename(events.with_name("former"))
     events.symlink_to("/dev/full")
+
+
+def signal_to_all(signum: int) -> None:
+    """To the loader's workers, too, and from elsewhere: they obey the main process."""
+    command = [sys.executable, "-c", f"import os; os.killpg({os.getpid()}, {int(signum)})"]
+    subprocess.run(command, start_new_session=True, check=True)
 
 
 def signals(*signums: int) -> None:

@@ -24,7 +24,7 @@ from lightning_meta.errors import InputError
 from lightning_meta.files import whole
 from lightning_meta.reports import commit, cpu_name
 from tests.conftest import CONFIGS, arguments
-from tests.runs import Run, at_hook, at_save, full_board, half_save, no_room, same, signals
+from tests.runs import Run, at_hook, at_save, full_board, half_save, no_room, same, signal_to_all, signals
 
 SAVES = 9  # of a tiny run, at the least: one of each step, and one that is the best
 QUICK = ("hyper_enwik8", "dfn_steerable")  # a state that is carried, and pictures
@@ -144,6 +144,12 @@ class Case:
         self.signalled("on_train_batch_start", 8, signal.SIGTERM, code=128 + signal.SIGTERM)
         assert "go on with" in (self.folder / "log").read_text()
 
+    def terminated_with_its_workers(self) -> None:
+        number = self.draw.randint(3, 8)  # by then all workers have begun
+        sabotage = partial(at_hook, "on_train_batch_start", number, partial(signal_to_all, signal.SIGTERM))
+        self.stopped(self.run("--data.num_workers=2", sabotage=sabotage), 128 + signal.SIGTERM)
+        assert torch.load(self.last, weights_only=True)["global_step"] == number
+
     def terminated_while_it_tests(self) -> None:
         self.signalled("on_test_batch_start", 1, signal.SIGTERM, code=128 + signal.SIGTERM)
 
@@ -174,6 +180,7 @@ FAULTS = {
     "Ctrl-C while it tests": Case.ctrl_c_while_it_tests,
     "Ctrl-C twice": Case.ctrl_c_twice,
     "SIGTERM in a step": Case.terminated,
+    "SIGTERM to all processes": Case.terminated_with_its_workers,
     "SIGTERM while it tests": Case.terminated_while_it_tests,
 }
 

@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 
 from lightning_meta.dynamic_filters.data import SPLITS, ClipData, DrawnClips, FixedClips
-from lightning_meta.dynamic_filters.steerable_data import grey
 from lightning_meta.errors import InputError
 from lightning_meta.labelled_pictures import warn_of_stand_in
 from lightning_meta.sampling import generator
@@ -108,7 +107,7 @@ class DrivingVideo(ClipData):
         h, videos = self.hparams, self.read()
         self.counts = {"val": h.val_sequences, "test": h.test_sequences or 1000, "predict": h.predict_sequences}
         if videos is None:
-            found = {name: grey(picture) for name, picture in photos.bundled_photographs().items()}
+            found = {name: photos.grey(picture) for name, picture in photos.bundled_photographs().items()}
             names = {"train": ("china", "flower"), "val": ("minduka",), "test": ("grace_hopper",)}
             pictures = {split: [found[name] for name in names[split]] for split in names}
             self.train_set = DrawnDrives(pictures["train"], "train", h.seed)

@@ -67,7 +67,7 @@ def train_heads(model) -> dict[str, FlowNetwork]:
                         "--data.source stand-in"
                     )
                 for group in optimizer.param_groups:
-                    group["lr"] = 1e-3 * cosine(step, steps)
+                    group["lr"] = 1e-3 * cosine(steps)(step)
                 frames, flow = (x.to(model.device, model.dtype) for x in (batch.frames, batch.flow))
                 errors, _ = end_point_error(network(frames[:, :-1]), flow[:, -1])
                 optimizer.zero_grad()

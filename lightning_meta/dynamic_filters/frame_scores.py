@@ -48,6 +48,12 @@ def frame_scores(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
     }
 
 
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """Of each picture (..., C, H, W), summed over it: (...,), in float32 or better."""
+    prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+    return (prediction - target).square().sum((-3, -2, -1))
+
+
 def end_point_error(flow: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Mean distance in pixels between two flows, and at how many places the true one is known: (B,) each.
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lightning_meta.averages import Mean, Values
 from lightning_meta.curves import picture_sheet
+from lightning_meta.dynamic_filters.frame_scores import squared_error
 from lightning_meta.dynamic_filters.layers import dynamic_convolution
 from lightning_meta.dynamic_filters.steerable_data import Patches
-from lightning_meta.learning_rate import by_step, cosine
+from lightning_meta.learning_rate import by_step, cosine, halved
 from lightning_meta.reports import Measure
 
 K = 9
@@ -73,11 +74,6 @@ class FilterGenerator(nn.Module):
         return taps.to(torch.promote_types(taps.dtype, torch.float32)).unflatten(1, (K, K))
 
 
-def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Of each image (B, 1, H, W), summed over its pixels: (B,)."""
-    return (prediction - target).square().sum((1, 2, 3))
-
-
 class SteerableFilters(LightningModule):
     """Trains a ``FilterGenerator`` on pictures, angles and filtered pictures; it never sees the true filter.
 
@@ -105,12 +101,8 @@ class SteerableFilters(LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr, betas=(0.9, self.hparams.beta2))
-        return by_step(optimizer, self._lr_factor)
-
-    def _lr_factor(self, step: int) -> float:
-        if self.hparams.lr_halved_every:
-            return 0.5 ** (step // self.hparams.lr_halved_every)
-        return cosine(step, self.trainer.max_steps)
+        every = self.hparams.lr_halved_every
+        return by_step(optimizer, halved(every) if every else cosine(self.trainer.max_steps))
 
     def forward(self, images: Tensor, angles: Tensor) -> Tensor:
         """Images (B, 1, H, W), filtered in the directions of angles (B,)."""

@@ -138,11 +138,11 @@ class SteerablePatches(ScheduledData):
         if h.source == "stand-in" or len(paths) < 3:
             if h.source == "auto":
                 warn_of_stand_in("three pictures", folder, "bundled photographs, a stand-in")
-            found = {name: grey(picture) for name, picture in photos.bundled_photographs().items()}
+            found = {name: photos.grey(picture) for name, picture in photos.bundled_photographs().items()}
             names = {"train": ("china", "flower"), "val": ("minduka",), "test": ("grace_hopper",)}
             splits = {split: [found[name] for name in names[split]] for split in names}
             return splits, "bundled photographs, a stand-in for natural pictures"
-        pictures = [grey(photos.read_picture(path)) for path in paths]
+        pictures = [photos.grey(photos.read_picture(path)) for path in paths]
         for path, picture in zip(paths, pictures, strict=True):
             if min(picture.shape) < SIZE:
                 height, width = picture.shape
@@ -168,7 +168,7 @@ class SteerablePatches(ScheduledData):
     def predict_dataloader(self) -> DataLoader:
         h = self.hparams
         if h.picture:
-            picture = grey(photos.read_picture(h.picture))
+            picture = photos.grey(photos.read_picture(h.picture))
         else:
             picture = self.sets["test"][0, Segment(0, 0, 1, last=True)][0]
         return self._evaluation_loader(OneInManyAngles(picture, self.degrees), len(self.degrees), batch_size=1)
@@ -179,12 +179,3 @@ class SteerablePatches(ScheduledData):
 
     def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
         return self.loader(dataset, Patches.collate, **order)
-
-
-def grey(picture: Tensor) -> np.ndarray:
-    """The luma (H, W), uint8, of a picture (3, H, W), uint8.
-
-    The paper does not say: how colours became grey; here by the weights of ITU-R BT.601.
-    """
-    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-    return (picture * weights).sum(0).round().to(torch.uint8).numpy()

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from lightning_meta.averages import Mean, Values
 from lightning_meta.curves import picture_sheet
+from lightning_meta.dynamic_filters.frame_scores import squared_error
 from lightning_meta.dynamic_filters.layers import expected_displacement
 from lightning_meta.dynamic_filters.networks import Convolution, FilteredImage, convolutions, decoder, initialise
-from lightning_meta.dynamic_filters.steerable import squared_error
 from lightning_meta.dynamic_filters.stereo_data import SIZE, Pairs
 from lightning_meta.errors import InputError
-from lightning_meta.learning_rate import by_step, cosine
+from lightning_meta.learning_rate import by_step, cosine, halved
 from lightning_meta.reports import Measure
 
 BAD = 1.0  # pixels that a disparity may be wrong before the pixel counts as a bad one
@@ -154,12 +154,8 @@ class StereoPrediction(LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr, betas=(0.9, self.hparams.beta2))
-        return by_step(optimizer, self._lr_factor)
-
-    def _lr_factor(self, step: int) -> float:
-        if self.hparams.lr_halved_every:
-            return 0.5 ** (step // self.hparams.lr_halved_every)
-        return cosine(step, self.trainer.max_steps)
+        every = self.hparams.lr_halved_every
+        return by_step(optimizer, halved(every) if every else cosine(self.trainer.max_steps))
 
     def forward(self, left: Tensor) -> tuple[Tensor, Tensor]:
         """See ``ViewPredictor.forward``."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_meta.dynamic_filters.steerable_data import grey
 from lightning_meta.errors import InputError
 from lightning_meta.labelled_pictures import warn_of_stand_in
 from lightning_meta.sampling import Key, Segment, evaluation_keys, generator, shuffled
@@ -222,7 +221,7 @@ class StereoPairs(ScheduledData):
 
     def _use_drawn(self) -> None:
         h = self.hparams
-        found = {name: grey(picture) for name, picture in photos.bundled_photographs().items()}
+        found = {name: photos.grey(picture) for name, picture in photos.bundled_photographs().items()}
         train, val, test = ([found[name] for name in names] for names in PHOTOGRAPHS)
         self.train_set = DrawnPairs(train, "train", h.seed, h.size)
         drawn = (DrawnPairs(val, "val", 0, h.size), h.val_pairs), (DrawnPairs(test, "test", 0, h.size), h.test_pairs)

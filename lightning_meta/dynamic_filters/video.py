@@ -13,11 +13,11 @@ from lightning_meta import figures
 from lightning_meta.averages import Mean
 from lightning_meta.dynamic_filters import flow_head
 from lightning_meta.dynamic_filters.data import SIZE, Clips
-from lightning_meta.dynamic_filters.frame_scores import SCORES, end_point_error, frame_scores
+from lightning_meta.dynamic_filters.frame_scores import SCORES, end_point_error, frame_scores, squared_error
 from lightning_meta.dynamic_filters.layers import expected_displacement
 from lightning_meta.dynamic_filters.networks import Convolution, FilteredImage, convolutions, decoder, initialise
 from lightning_meta.errors import InputError
-from lightning_meta.learning_rate import by_step, cosine
+from lightning_meta.learning_rate import by_step, cosine, halved
 from lightning_meta.reports import Measure
 
 EPSILON = torch.finfo(torch.float32).eps  # where the paper clips predictions before the cross-entropy
@@ -43,18 +43,10 @@ def cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
     return loss.sum((2, 3, 4)).mean(1)
 
 
-def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Summed over a frame's pixels, averaged over frames, (B,); in float32 whatever the precision.
-
-    Args:
-        prediction: (B, T, C, H, W).
-        target: The same shape.
-    """
-    prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-    return (prediction - target).square().sum((2, 3, 4)).mean(1)
-
-
-LOSSES = {"cross_entropy": cross_entropy, "squared_error": squared_error}
+LOSSES = {
+    "cross_entropy": cross_entropy,
+    "squared_error": lambda prediction, target: squared_error(prediction, target).mean(1),
+}
 UNITS = {"cross_entropy": ("cross-entropy", "nats a frame"), "squared_error": ("squared error", "sum over a frame")}
 BASELINES = {"copy the last frame": "copy_last_frame_", "mean frame": "mean_frame_"}
 
@@ -244,12 +236,8 @@ class VideoPrediction(LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.Adam(self.parameters(), self.hparams.lr, betas=(0.9, self.hparams.beta2))
-        return by_step(optimizer, self._lr_factor)
-
-    def _lr_factor(self, step: int) -> float:
-        if self.hparams.lr_halved_every:
-            return 0.5 ** (step // self.hparams.lr_halved_every)
-        return cosine(step, self.trainer.max_steps)
+        every = self.hparams.lr_halved_every
+        return by_step(optimizer, halved(every) if every else cosine(self.trainer.max_steps))
 
     def forward(self, batch: Clips, state: FrameState | None = None) -> tuple[Tensor, Tensor, FrameState]:
         """Runs the batch's segment; see ``FramePredictor.forward``."""

@@ -15,7 +15,7 @@ from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.classification_data import Pictures
 from lightning_meta.hypernetworks.figures import answer_sheet, kernel_grid
 from lightning_meta.hypernetworks.networks import DigitNetwork, FullyConnectedNetwork, WideResNet, l2
-from lightning_meta.learning_rate import by_step, cosine
+from lightning_meta.learning_rate import by_step, cosine, piecewise
 from lightning_meta.reports import Measure
 
 SHOWN = 100  # pictures of a sheet, at most
@@ -72,10 +72,7 @@ class PictureClassification(LightningModule):
                 self.network = FullyConnectedNetwork(hyper, classes)
         except ValueError as error:
             raise InputError(f"model: {error}") from error
-        self.val_error, self.val_cross_entropy = (
-            Mean(),
-            Mean(),
-        )
+        self.val_error, self.val_cross_entropy = Mean(), Mean()
 
     def configure_model(self) -> None:
         if self.hparams.compile:
@@ -87,13 +84,8 @@ class PictureClassification(LightningModule):
             optimizer = torch.optim.Adam(self.parameters(), h.lr)
         else:
             optimizer = torch.optim.SGD(self.parameters(), h.lr, momentum=0.9, nesterov=True)
-        return by_step(optimizer, self._lr_factor)
-
-    def _lr_factor(self, step: int) -> float:
-        h = self.hparams
-        if h.lr_steps is None:
-            return cosine(step, self.trainer.max_steps)
-        return next((rate for start, rate in reversed(h.lr_steps) if start <= step), h.lr) / h.lr
+        steps = self.trainer.max_steps
+        return by_step(optimizer, cosine(steps) if h.lr_steps is None else piecewise(h.lr, h.lr_steps))
 
     def setup(self, stage: str) -> None:
         h, data = self.hparams, self.trainer.datamodule

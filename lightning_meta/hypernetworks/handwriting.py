@@ -18,7 +18,7 @@ from lightning_meta.hypernetworks.recurrent import Network, recurrent_network, w
 from lightning_meta.hypernetworks.stroke_baselines import last_offset, one_mixture
 from lightning_meta.hypernetworks.stroke_data import Points, Prime
 from lightning_meta.hypernetworks.trace_figures import annotated_line, histogram
-from lightning_meta.learning_rate import by_step, cosine
+from lightning_meta.learning_rate import by_step, constant, cosine
 from lightning_meta.reports import Measure
 from lightning_meta.sampling import seed_of
 
@@ -130,10 +130,8 @@ class Handwriting(LightningModule):
         )
 
     def configure_optimizers(self):
-        return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), self._lr_factor)
-
-    def _lr_factor(self, step: int) -> float:
-        return cosine(step, self.trainer.max_steps) if self.hparams.lr_decay else 1.0
+        factor = cosine(self.trainer.max_steps) if self.hparams.lr_decay else constant
+        return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), factor)
 
     def on_fit_start(self) -> None:
         if (self.scale == 1).all():  # else it is that of the checkpoint that is gone on from

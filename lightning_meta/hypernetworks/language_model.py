@@ -18,7 +18,7 @@ from lightning_meta.hypernetworks.layers import HyperLSTM
 from lightning_meta.hypernetworks.recurrent import Network, recurrent_network, weight_changes, written_scales
 from lightning_meta.hypernetworks.text_data import Lines, Prompt
 from lightning_meta.hypernetworks.trace_figures import annotated_text, histogram
-from lightning_meta.learning_rate import by_step, cosine
+from lightning_meta.learning_rate import by_step, constant, cosine
 from lightning_meta.reports import Measure
 from lightning_meta.sampling import seed_of
 from lightning_meta.sources.text import compressed_bits, unigram_bits
@@ -129,10 +129,8 @@ class LanguageModel(LightningModule):
         self.bits = nn.ModuleDict({name: Mean() for name in ("val", "test", "dynamic")})
 
     def configure_optimizers(self):
-        return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), self._lr_factor)
-
-    def _lr_factor(self, step: int) -> float:
-        return cosine(step, self.trainer.max_steps) if self.hparams.lr_decay else 1.0
+        factor = cosine(self.trainer.max_steps) if self.hparams.lr_decay else constant
+        return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), factor)
 
     def on_fit_start(self) -> None:
         found = self.trainer.datamodule.vocabulary

@@ -17,7 +17,7 @@ from lightning_meta.hypernetworks.recurrent import Network
 from lightning_meta.hypernetworks.translation_data import Sentences, dictionary, padded, spread, unigram_nats
 from lightning_meta.hypernetworks.translation_figures import attention_picture
 from lightning_meta.hypernetworks.translator import Hypotheses, Translator
-from lightning_meta.learning_rate import by_step, cosine
+from lightning_meta.learning_rate import by_step, constant, cosine
 from lightning_meta.reports import Measure
 from lightning_meta.sources.pieces import EOS, PAD, UNKNOWN, Pieces
 
@@ -105,10 +105,8 @@ class Translation(LightningModule):
         self.bleu = nn.ModuleDict({name: SacreBLEUScore() for name in ("val", "beam", "greedy", "words", "copy")})
 
     def configure_optimizers(self):
-        return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), self._lr_factor)
-
-    def _lr_factor(self, step: int) -> float:
-        return cosine(step, self.trainer.max_steps) if self.hparams.lr_decay else 1.0
+        factor = cosine(self.trainer.max_steps) if self.hparams.lr_decay else constant
+        return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), factor)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["pieces"] = torch.frombuffer(bytearray(self.vocabulary.model), dtype=torch.uint8)

@@ -29,7 +29,7 @@ from lightning_meta.learned_optimizers.unroll import (
     second_order_loss,
     unroll,
 )
-from lightning_meta.learning_rate import by_step, cosine
+from lightning_meta.learning_rate import by_step, constant, cosine
 from lightning_meta.reports import Measure
 
 OURS = "learned optimizer"
@@ -111,12 +111,8 @@ class LearningToLearn(LightningModule):
         self.rates: dict[str, dict[str, float]] = {}  # of each test case, the rate that each baseline got
 
     def configure_optimizers(self):
-        return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), self._lr_factor)
-
-    def _lr_factor(self, step: int) -> float:
-        if not self.hparams.lr_decay:
-            return 1.0
-        return cosine(step, self.trainer.max_steps)
+        factor = cosine(self.trainer.max_steps) if self.hparams.lr_decay else constant
+        return by_step(torch.optim.Adam(self.parameters(), self.hparams.lr), factor)
 
     def training_step(self, batch: Problems, batch_idx: int) -> Tensor:
         if self.carry is None:

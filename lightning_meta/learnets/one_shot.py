@@ -17,7 +17,7 @@ from lightning_meta.batch_norm import BatchNorm2d
 from lightning_meta.learnets.figures import answer_sheet, response_sheet
 from lightning_meta.learnets.layers import FactorisedConv2d, begin_as_filters, depthwise_conv2d, filter_variation
 from lightning_meta.learnets.one_shot_data import Episodes
-from lightning_meta.learning_rate import by_step, cosine
+from lightning_meta.learning_rate import by_step, cosine, exponential
 from lightning_meta.reports import Measure
 
 Variant = Literal["siamese", "unshared", "factorised", "siamese_learnet", "learnet", "prototypical"]
@@ -267,10 +267,7 @@ class OneShotRecognition(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.network = OneShotNetwork(variant, metric, trunk, batch_norm, offset=loss == "logistic")
-        self.val_error, self.val_variation = (
-            Mean(),
-            Mean(),
-        )
+        self.val_error, self.val_variation = Mean(), Mean()
         self.errors: dict[str, dict[str, Values]] = {}  # of each test case: ours and the baselines', (episodes,)
 
     def configure_optimizers(self):
@@ -279,12 +276,8 @@ class OneShotRecognition(LightningModule):
             optimizer = torch.optim.Adam(self.parameters(), h.lr, weight_decay=h.weight_decay)
         else:
             optimizer = torch.optim.SGD(self.parameters(), h.lr, momentum=0.9, weight_decay=h.weight_decay)
-        return by_step(optimizer, self._lr_factor)
-
-    def _lr_factor(self, step: int) -> float:
-        if self.hparams.final_lr is None:
-            return cosine(step, self.trainer.max_steps)
-        return (self.hparams.final_lr / self.hparams.lr) ** min(1, step / self.trainer.max_steps)
+        steps = self.trainer.max_steps
+        return by_step(optimizer, cosine(steps) if h.final_lr is None else exponential(h.final_lr / h.lr, steps))
 
     def class_scores(self, exemplars: Tensor, queries: Tensor) -> Tensor:
         """Scores (E, W, X) of queries against classes: the mean over a class's exemplars."""

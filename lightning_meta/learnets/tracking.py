@@ -36,7 +36,7 @@ from lightning_meta.learnets.tracker import (
 )
 from lightning_meta.learnets.tracking_data import Triplets
 from lightning_meta.learnets.tracking_figures import triplet_sheet, with_boxes
-from lightning_meta.learning_rate import by_step
+from lightning_meta.learning_rate import by_step, exponential
 from lightning_meta.reports import Measure
 
 STILL = "the object stays where it was"
@@ -92,7 +92,7 @@ class LearnetTracking(LightningModule):
     def configure_optimizers(self):
         h = self.hparams
         optimizer = torch.optim.SGD(self.parameters(), h.lr, h.momentum, weight_decay=h.weight_decay)
-        return by_step(optimizer, lambda step: (h.final_lr / h.lr) ** min(1, step / self.trainer.max_steps))
+        return by_step(optimizer, exponential(h.final_lr / h.lr, self.trainer.max_steps))
 
     def forward(self, batch: Triplets) -> tuple[Tensor, Tensor | None]:
         """Score maps (B, K, K), and the filters (B, d, f, f) that were predicted, if any."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_meta.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
 # Not all that Pillow knows: for PostScript, for one, it starts another program.
@@ -112,6 +113,12 @@ def bundled_photographs() -> dict[str, Tensor]:
     for name, file in (("grace_hopper", "grace_hopper.jpg"), ("minduka", "Minduka_Present_Blue_Pack.png")):
         pictures[name] = read_picture(get_sample_data(file, asfileobj=False))
     return pictures
+
+
+def grey(picture: Tensor) -> "np.ndarray":
+    """The luma (H, W), uint8, of a picture, by the weights of ITU-R BT.601: 0.299, 0.587 and 0.114."""
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    return (picture * weights).sum(0).round().to(torch.uint8).numpy()
 
 
 def _natural(path: Path) -> tuple:

@@ -72,9 +72,8 @@ def test_a_video_is_seen_through_the_square_in_its_middle(tmp_path):
 
 
 def test_a_drawn_drive_moves_as_its_flow_says():
-    from lightning_meta.dynamic_filters.steerable_data import grey
 
-    photograph = grey(photos.bundled_photographs()["flower"])
+    photograph = photos.grey(photos.bundled_photographs()["flower"])
     moved = []
     for seed in range(8):
         frames, flow = drives.drawn_drive(photograph, 5, np.random.default_rng(seed))

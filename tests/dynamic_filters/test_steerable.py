@@ -6,17 +6,17 @@ import torch
 from PIL import Image
 
 from lightning_meta.cli import main
+from lightning_meta.dynamic_filters.frame_scores import squared_error
 from lightning_meta.dynamic_filters.steerable import (
     FilterGenerator,
     SteerableFilters,
     apply,
     fixed_filters,
     signed_picture,
-    squared_error,
     steepest,
     steered_filter,
 )
-from lightning_meta.dynamic_filters.steerable_data import Patches, RandomPatches, SteerablePatches, grey
+from lightning_meta.dynamic_filters.steerable_data import Patches, RandomPatches, SteerablePatches
 from lightning_meta.sampling import Segment
 from tests.conftest import arguments
 
@@ -148,11 +148,6 @@ def test_patches_and_angles_are_functions_of_seed_split_and_number():
     assert batch.images.shape == (3, 1, 16, 16)
     assert batch.images.dtype == batch.angles.dtype == torch.float32
     torch.testing.assert_close(batch.images[1, 0] * 255, torch.from_numpy(drawn[1][0]).float())
-
-
-def test_grey_is_luma():
-    picture = torch.tensor([[255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 255]], dtype=torch.uint8)[:, None]
-    assert grey(picture).tolist() == [[76, 150, 29, 255]]
 
 
 def pictures_in(folder, count, size=(70, 66)):

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from lightning_meta.cli import main
-from lightning_meta.dynamic_filters.steerable import squared_error
+from lightning_meta.dynamic_filters.frame_scores import squared_error
 from lightning_meta.dynamic_filters.stereo import (
     StereoPrediction,
     ViewPredictor,

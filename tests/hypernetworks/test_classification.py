@@ -77,7 +77,8 @@ def test_l2_of_a_learned_kernel_is_weight_decay():
 
 def rates(model, steps, max_steps=100):
     model._trainer = type("T", (), {"max_steps": max_steps, "optimizers": []})()
-    return [model.hparams.lr * model._lr_factor(step) for step in steps]
+    (factor,) = model.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas
+    return [model.hparams.lr * factor(step) for step in steps]
 
 
 def test_rates_of_the_papers_schedules():

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_meta.errors import InputError
 from lightning_meta.sources.cifar import cifar10, class_folders, coloured_digits, download_cifar10, has_cifar10
+from tests.conftest import refused
 
 NAMES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
@@ -64,15 +64,6 @@ def pack(root):
     for name in NAMES:
         (root / "cifar-10-batches-py" / name).unlink()
     (root / "cifar-10-batches-py").rmdir()
-
-
-def refused(call, *words):
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from lightning_meta.errors import InputError
 from lightning_meta.sources.glyphs import (
     _FONTS,
     download_omniglot,
@@ -19,21 +18,13 @@ from lightning_meta.sources.glyphs import (
     one_shot_runs,
     own_alphabets,
 )
+from tests.conftest import refused
 
 # alphabet: number of its first character, characters; numbers do not follow the names
 LAYOUT = {
     "images_background": {"Zeta": (1, 11), "Alpha": (12, 2)},
     "images_evaluation": {"Angelic": (965, 3)},
 }
-
-
-def refused(call, *words):
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
 
 
 def write(path, ink):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from torchmetrics.functional.text import sacre_bleu_score
 
-from lightning_meta.errors import InputError
 from lightning_meta.sources import pairs
 from lightning_meta.sources.pairs import (
     Corpus,
@@ -21,6 +20,7 @@ from lightning_meta.sources.pairs import (
     sentences,
     wmt14,
 )
+from tests.conftest import refused
 
 WMT14 = {
     "train": ("one\n\nthree\nfour\n", "un\ndeux\ntrois\n \n"),
@@ -28,15 +28,6 @@ WMT14 = {
     "newstest2013": ("six\nseven\n", "six\nsept\n"),
     "newstest2014": ("eight\n", "huit\n"),
 }
-
-
-def refused(call, *words):
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from lightning_meta.errors import InputError
-from lightning_meta.sources.photos import bundled_photographs, picture_paths, read_picture
+from lightning_meta.sources.photos import bundled_photographs, grey, picture_paths, read_picture
 
 
 def refused(read, path, *words):
@@ -151,3 +151,8 @@ def test_the_bundled_photographs():
     assert pictures["minduka"][:, 0, 0].tolist() == [255, 255, 255]  # cut out, so on white
     pictures["china"].zero_()
     assert bundled_photographs()["china"].any()
+
+
+def test_grey_is_luma():
+    picture = torch.tensor([[255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 255]], dtype=torch.uint8)[:, None]
+    assert grey(picture).tolist() == [[76, 150, 29, 255]]

@@ -15,7 +15,7 @@ import torch
 from lightning_meta.errors import InputError
 from lightning_meta.sources.pairs import Pairs, folder
 from lightning_meta.sources.pieces import BOS, EOS, PAD, UNKNOWN, Pieces, train_pieces
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refused
 
 ANIMALS = {"cat": "chat", "dog": "chien", "cow": "vache", "bird": "oiseau", "fish": "poisson"}
 DEEDS = {"sees": "voit", "follows": "suit", "hears": "entend", "fears": "craint"}
@@ -24,15 +24,6 @@ TEXTS = Pairs(
     [f"the {a} {deed} the {b}." for a in ANIMALS for deed in DEEDS for b in ANIMALS],
     [f"le {a} {deed} le {b}\u202f!" for a in ANIMALS.values() for deed in DEEDS.values() for b in ANIMALS.values()],
 )
-
-
-def refused(call, *words):
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from lightning_meta.sources.strokes import (
     stroke_file,
     to_lines,
 )
+from tests.conftest import refused
 
 HEAD = '<?xml version="1.0" encoding="ISO-8859-1"?>\n'
 LISTS = {  # a01 to a04 with 1, 2, 3 and 4 lines
@@ -31,15 +32,6 @@ LISTS = {  # a01 to a04 with 1, 2, 3 and 4 lines
     "testset_v.txt": "a04-000u\n\n",
     "testset_t.txt": "a03-000\n",
 }
-
-
-def refused(call, *words):
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
 
 
 def xml(lines, head=HEAD):

@@ -27,6 +27,7 @@ from lightning_meta.sources.text import (
     vocabulary,
     wikipedia,
 )
+from tests.conftest import refused
 
 SPLITS = ("train", "valid", "test")
 SENTENCES = {
@@ -51,15 +52,6 @@ def zipped(*members, how=zipfile.ZIP_DEFLATED):
         for name, content in members:
             archive.writestr(name, content)
     return file.getvalue()
-
-
-def refused(call, *words):
-    with pytest.raises(InputError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
 
 
 def put_treebank(root, contents=WORDS, infix="", packed=False):
