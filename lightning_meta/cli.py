@@ -295,6 +295,7 @@ def _quieten() -> None:
         ".*is not supported by the model summary.*",
         ".*using a custom batch sampler.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
+        ".*args parameter is intended to run from within Python.*",  # as it does in a notebook, which has arguments too
     ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", module="lightning.pytorch.cli", category=DeprecationWarning)

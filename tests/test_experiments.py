@@ -169,7 +169,7 @@ def test_the_paper_overlay_insists_on_the_papers_data(name, tmp_path, capsys):
     if name in DRAWN:
         pytest.skip("its data are drawn")
     overlay = ROOT / "configs" / "paper" / f"{name}.yaml"
-    options = ["fit", *arguments(name, tmp_path), f"--config={overlay}", "--data.download=false"]
+    options = ["fit", *arguments(name, tmp_path), f"--config={overlay}"]
     with pytest.raises(SystemExit) as stop:
         main(options)
     message = str(stop.value)

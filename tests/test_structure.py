@@ -1,6 +1,9 @@
 """Who may know whom, and what every experiment brings with it."""
 
 import ast
+import inspect
+import textwrap
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -59,3 +62,31 @@ def test_every_experiment_has_its_files_and_its_rows(name):
     assert {name, f"paper/{name}"} <= rows.keys()
     assert name in (ROOT / "README.md").read_text()
     assert name in (ROOT / "data" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_option_is_read(name):
+    config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    paths = [config[part]["class_path"].rpartition(".") for part in ("model", "data")]
+    classes = [getattr(import_module(module), kind) for module, _, kind in paths]
+    bases = {base for kind in classes for base in kind.__mro__ if base.__module__.startswith("lightning_meta")}
+    read = set().union(*(options_read(Path(inspect.getfile(base))) for base in bases))
+    for kind in (base for base in bases if "__init__" in vars(base)):
+        for option in inspect.signature(kind).parameters.keys() - {"options"}:
+            assert option in read or option in names_used(kind.__init__), f"{kind.__name__} does nothing with {option}"
+
+
+def options_read(path: Path) -> set[str]:
+    """Hyper-parameters that a module reads, as ``hparams.name``, ``h.name`` or ``h.get("name")``."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).rpartition(".")[2] in ("h", "hparams"):
+            found.add(node.attr)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "h.get":
+            found.add(ast.literal_eval(node.args[0]))
+    return found
+
+
+def names_used(function) -> set[str]:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}

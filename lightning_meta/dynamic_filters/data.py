@@ -259,8 +259,8 @@ class MovingMNIST(ClipData):
             digits.download_mnist(self.hparams.root)
 
     def setup(self, stage: str) -> None:
-        root, source = self.hparams.root, self.hparams.source
-        self.counts = {split: self.hparams[f"{split}_sequences"] for split in ("val", "test", "predict")}
+        h, root, source = self.hparams, self.hparams.root, self.hparams.source
+        self.counts = {"val": h.val_sequences, "test": h.test_sequences, "predict": h.predict_sequences}
         if Path(root).exists() and not Path(root).is_dir():
             raise InputError(f"{root} is a file: --data.root names a folder, the one with MNIST/raw in it")
         if source == "paper" or (source == "auto" and digits.has_mnist(root)):

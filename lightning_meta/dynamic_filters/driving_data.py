@@ -66,7 +66,6 @@ class DrivingVideo(ClipData):
         source: ``paper`` insists on the authors' files; ``stand-in`` takes drives over photographs that come with
             installed packages; ``auto`` takes the authors' files, else the videos in ``video/highway/``, else the
             stand-in.
-        download: As for other data; the authors' recording is no longer offered and is never downloaded.
         video: Train and test on this instead: a video, an animated GIF or a folder of pictures of any size, or a folder
             of videos.
         clip: What ``predict`` goes on from, of any size, as ``video`` but one. None: test sequences.
@@ -87,7 +86,6 @@ class DrivingVideo(ClipData):
         self,
         root: str = "data",
         source: Literal["auto", "paper", "stand-in"] = "auto",
-        download: bool = False,
         video: str | None = None,
         clip: str | None = None,
         batch_size: int = 16,

@@ -81,7 +81,6 @@ class SteerablePatches(ScheduledData):
         root: Folder with ``steerable/``, which holds three PNG or JPG pictures at least.
         source: ``paper`` insists on these; ``stand-in`` takes photographs that come with installed packages; ``auto``
             the pictures where they lie, else the stand-in.
-        download: As for other data; the authors' patches are no longer offered and are never downloaded.
         picture: What ``predict`` filters, of any size. None: a test patch.
         angles: In degrees, from 0 to 360, in which it does. None: twelve around the circle.
         batch_size: Patches a process and step.
@@ -99,7 +98,6 @@ class SteerablePatches(ScheduledData):
         self,
         root: str = "data",
         source: Literal["auto", "paper", "stand-in"] = "auto",
-        download: bool = False,
         picture: str | None = None,
         angles: list[float] | None = None,
         batch_size: int = 64,

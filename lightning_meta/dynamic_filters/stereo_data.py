@@ -121,7 +121,6 @@ class StereoPairs(ScheduledData):
         root: Folder with ``highway/highwayDriving_{train,test}.h5``, the paper's, or ``stereo/``, with other pairs.
         source: ``paper`` insists on the first; ``stand-in`` draws scenes of textured layers cut from photographs that
             come with installed packages; ``auto`` takes the first of the three that is there.
-        download: As for other data; none of these is ever downloaded.
         pairs: A user's own folder of pairs, in place of ``<root>/stereo``; ``predict`` predicts all of it.
         disparity_scale: Levels of a disparity picture that are one pixel, where its layout does not say so.
         size: Side of a picture, even, 16 to 64 (paper: 64).
@@ -142,7 +141,6 @@ class StereoPairs(ScheduledData):
         self,
         root: str = "data",
         source: Literal["auto", "paper", "stand-in"] = "auto",
-        download: bool = False,
         pairs: str | None = None,
         disparity_scale: float | None = None,
         size: int = SIZE,

@@ -80,7 +80,6 @@ class PenStrokes(ScheduledData):
         root: Folder with ``iam-ondb/``.
         source: ``paper`` insists on IAM-OnDB; ``stand-in`` takes words in stroke fonts, each in another hand; ``auto``
             takes IAM-OnDB where it lies, else the stand-in.
-        download: As for other data; IAM-OnDB asks for an account and is never downloaded.
         strokes: Strokes of the user's in their place: a ``.npz`` with sequences ``train``, ``valid`` and ``test`` as
             sketch-rnn has them, or a folder of XML files like IAM-OnDB's.
         prime: A line that ``predict`` goes on from, an XML file like IAM-OnDB's. None: it starts with nothing.
@@ -101,7 +100,6 @@ class PenStrokes(ScheduledData):
         self,
         root: str = "data",
         source: Literal["auto", "paper", "stand-in"] = "auto",
-        download: bool = False,
         strokes: str | None = None,
         prime: str | None = None,
         shortest: int = 300,

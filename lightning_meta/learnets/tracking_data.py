@@ -208,7 +208,6 @@ class TrackingVideos(ScheduledData):
         source: ``paper`` insists on the videos of ``layout`` and on test sequences; ``stand-in`` draws textured objects
             that move over photographs; ``auto`` takes what lies there.
         layout: ``vid``, ImageNet's videos (paper), or ``got10k``.
-        download: As for other data; these sets ask for an account and are never downloaded.
         sequences: Folder of test sequences as VOT's or OTB's. None: ``tracking/`` below the root.
         video: What ``predict`` follows an object through: an MP4, a GIF or a folder of pictures. None: test videos.
         box: Where that object is in its first frame: left, top, width, height in pixels.
@@ -236,7 +235,6 @@ class TrackingVideos(ScheduledData):
         root: str = "data",
         source: Literal["auto", "paper", "stand-in"] = "auto",
         layout: Literal["vid", "got10k"] = "vid",
-        download: bool = False,
         sequences: str | None = None,
         video: str | None = None,
         box: list[float] | None = None,
