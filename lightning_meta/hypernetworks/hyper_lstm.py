@@ -265,7 +265,9 @@ def hyper_lstm(
     step, _, _ = _forms(projected, scale)
     state = [part.clone(memory_format=torch.contiguous_format) for part in state]
     output, main, hyper, z_kept, hyper_kept, with_h = _new_results(projected, weights, norms, batch_sizes, keep)
-    weight_h, hyper_weight, embed_weight = weight_h.t().contiguous(), hyper_weight.t(), embed_weight.t()
+    weight_h, hyper_weight, embed_weight = weight_h.t(), hyper_weight.t(), embed_weight.t()
+    if len(batch_sizes) > 8:  # then laying it out for the products pays
+        weight_h = weight_h.contiguous()
     states = {n: [part[:n] for part in state] for n in set(batch_sizes)}
     by_row = with_h, z_kept, hyper_kept, output, mask, hyper_mask
     steps = zip(
