@@ -15,6 +15,7 @@ from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.problems import Classification, Quadratics
 from lightning_meta.learned_optimizers.unroll import Problems
 from lightning_meta.sampling import Key, Segment, evaluation_keys, generator
+from lightning_meta.sources.arrays import open_npz
 
 SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 2, "tune": 3}
 
@@ -102,7 +103,7 @@ class OneQuadratic(QuadraticSet):
 
     def __init__(self, name: str, path: str, start_std: float):
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_npz(path) as arrays:
                 self.W, self.y = (arrays[key].astype(np.float32, casting="same_kind") for key in ("W", "y"))
         except Exception as error:  # over a damaged file NumPy raises all sorts
             raise InputError(f"{path} is not an .npz file with arrays W and y ({error}): save one with np.savez") from (

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_meta.errors import InputError
+from lightning_meta.sources.arrays import open_npz
 from lightning_meta.sources.photos import FORMATS, decode, is_picture, picture_paths
 
 # Folders of left and right views, and that of the left views' disparities beside them
@@ -284,11 +285,11 @@ def _read_levels(path: Path) -> np.ndarray:
 def _read_array(path: Path) -> np.ndarray:
     """The one array of an .npy or .npz file."""
     try:
-        array = np.load(path, allow_pickle=False)
         if path.suffix == ".npz":
-            with array:
-                (name,) = array.files
-                array = array[name]
+            with open_npz(path) as arrays:
+                (array,) = arrays.values()
+        else:
+            array = np.load(path, allow_pickle=False)
     except Exception as error:  # over a damaged file NumPy, zipfile and tokenize raise all sorts
         raise InputError(f"{path} is not a file of one NumPy array ({error}): replace or remove it") from error
     if array.ndim != 2 or array.dtype.kind not in "fiu":

@@ -1,4 +1,5 @@
 import multiprocessing
+import zipfile
 
 import numpy as np
 import pytest
@@ -297,7 +298,16 @@ def save_one_array(path):
         np.save(file, W)
 
 
+def save_bomb(path):
+    """An archive that says of itself that it unpacks to 2 GiB."""
+    np.savez(path, W=W, y=Y)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("more", "")  # so that the list of members is written anew
+        archive.getinfo("W.npy").file_size = 2**31
+
+
 BAD = {
+    "a bomb": save_bomb,
     "missing": lambda path: None,
     "a folder": lambda path: path.mkdir(),
     "empty": lambda path: path.touch(),
