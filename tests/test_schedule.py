@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.checkpoints import LastCheckpoint
 from lightning_meta.errors import InputError
-from lightning_meta.learning_rate import cosine
 from lightning_meta.sampling import Episode, Segment
 from lightning_meta.schedule import MetaSchedule
 
@@ -207,7 +206,3 @@ def test_a_carry_of_two_processes_is_not_resumed_by_one(tmp_path):
 def test_training_without_a_number_of_steps_is_refused(tmp_path):
     with pytest.raises(InputError, match="max_steps"):
         train(tmp_path, -1)
-
-
-def test_a_cosine_falls_from_one_to_zero_and_stays_there():
-    assert [round(cosine(step, 4), 6) for step in range(6)] == [1.0, 0.853553, 0.5, 0.146447, 0.0, 0.0]

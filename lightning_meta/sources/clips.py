@@ -152,7 +152,8 @@ def _video(path: Path, grey: bool) -> Iterator[tuple[str, Tensor]]:
         # ffmpeg may open no lists of other files and addresses; what no video is, it may open to be refused by name
         pictures = (name for name in av.formats_available if name.endswith("_pipe"))
         known = ",".join([_FORMATS, "tty", "image2", "wav", "mp3", *pictures])
-        with av.open(str(path), options={"format_whitelist": known}) as container:
+        options = {"format_whitelist": known}
+        with av.open(str(path), options=options, metadata_errors="replace") as container:  # nobody reads its title
             if container.format.name.endswith("_pipe") or "image2" in container.format.name:
                 raise InputError(f"{path} is a single picture: give a video, a GIF or a folder of pictures")
             if container.format.name == "tty":  # ffmpeg would play a text file as the film of a terminal

@@ -67,6 +67,14 @@ def test_a_turned_phone_video_comes_back_upright(tmp_path):
     assert (read.float() - frames.rot90(1, (1, 2)).float()).abs().mean() < 4
 
 
+def test_what_a_video_says_of_itself_need_not_be_text(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_mp4(path, [torch.zeros(3, 16, 16, dtype=torch.uint8)], fps=10)
+    assert b"Lavf" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"Lavf", b"La\xf6f"))
+    assert read_clip(path).shape == (1, 16, 16)
+
+
 def test_a_gif_round_trip_is_exact(tmp_path, monkeypatch):
     frames = torch.randint(0, 256, (5, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     frames[1:, 10:] = frames[0, 10:]  # a part that stands still, which GIF stores once
