@@ -3,6 +3,7 @@
 T is the number of frames, H and W their height and width in pixels. Frames are uint8, 0 black to 255 white.
 """
 
+import errno
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import chain, islice
@@ -177,6 +178,7 @@ def _video(path: Path, grey: bool) -> Iterator[tuple[str, Tensor]]:
                     # a phone stores its frames lying and says by how many degrees to turn them
                     yield f"frame {count}", pixels.rot90(frame.rotation // 90)
     except (av.FFmpegError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a video ({error.strerror}): give an MP4 or a GIF") from error
+        reason = "a length in it is damaged" if error.errno == errno.ENOMEM else error.strerror
+        raise InputError(f"{path} cannot be read as a video ({reason}): give an MP4 or a GIF") from error
     if not count:
         raise InputError(f"{path} has no frames in it: give another video")
