@@ -307,7 +307,6 @@ def save_bomb(path):
 
 
 BAD = {
-    "a bomb": save_bomb,
     "missing": lambda path: None,
     "a folder": lambda path: path.mkdir(),
     "empty": lambda path: path.touch(),
@@ -335,6 +334,12 @@ def test_a_quadratic_that_cannot_be_used(tmp_path, kind):
     with pytest.raises(InputError, match=r"own\.npz") as error:
         OneQuadratic("predict", str(tmp_path / "own.npz"), 0.1)
     assert "\n" not in str(error.value)
+
+
+def test_a_quadratic_that_would_fill_the_memory(tmp_path):
+    save_bomb(tmp_path / "own.npz")
+    with pytest.raises(InputError, match=r"own\.npz .* unpacks to more than 1 GiB"):
+        OneQuadratic("predict", str(tmp_path / "own.npz"), 0.1)
 
 
 def paint(folder, classes, count, first=0):

@@ -1,3 +1,5 @@
+import errno
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,18 @@ def test_what_a_video_says_of_itself_need_not_be_text(tmp_path):
     assert b"Lavf" in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(b"Lavf", b"La\xf6f"))
     assert read_clip(path).shape == (1, 16, 16)
+
+
+def test_a_length_that_no_memory_holds_is_damage(tmp_path, monkeypatch):
+    import av
+
+    def out_of_memory(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    (tmp_path / "clip.mp4").touch()
+    monkeypatch.setattr(av, "open", out_of_memory)
+    with pytest.raises(InputError, match=r"clip\.mp4 cannot be read as a video \(a length in it is damaged\)"):
+        read_clip(tmp_path / "clip.mp4")
 
 
 def test_a_gif_round_trip_is_exact(tmp_path, monkeypatch):
