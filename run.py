@@ -1,12 +1,13 @@
-"""`python run.py fit|validate|test|predict --config configs/NAME.yaml`, `... results` and `... catalogue`."""
+"""The command line in a clone: ``lightning_meta``'s commands, and ``results``."""
 
-import gc
-
-gc.disable()  # looking for garbage among the many objects that imports leave costs a tenth of the start
-from lightning_meta.cli import main  # noqa: E402
-
-gc.freeze()
-gc.enable()
+from lightning_meta.__main__ import main
 
 if __name__ == "__main__":
-    main()
+    from lightning_meta.cli import Command
+    from tools import results
+
+    main(
+        commands={
+            "results": Command("write the tables and plots of the pages from the records in results/", results.main)
+        }
+    )

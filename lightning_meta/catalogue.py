@@ -1,5 +1,6 @@
-"""Trained models by name, and how to share one: ``python run.py catalogue RUN FILE.safetensors [LIMITS]``."""
+"""Trained models by name, and how to share one: ``lightning-meta catalogue RUN FILE.safetensors [LIMITS]``."""
 
+import argparse
 import importlib
 import json
 from pathlib import Path
@@ -11,12 +12,15 @@ from lightning.pytorch import LightningModule
 from lightning_meta.checkpoints import read_checkpoint
 from lightning_meta.errors import InputError
 from lightning_meta.files import write_text
+from lightning_meta.names import full_path, short_name
 from lightning_meta.reports import amounts
 from lightning_meta.weight_files import find, shipped, write
 
+LIMITS = "one run; nothing but this test was tried."
+
 
 def names() -> list[str]:
-    """Of the models that come with the package."""
+    """The names of the models that ship with the package."""
     return list(shipped())
 
 
@@ -52,14 +56,14 @@ def load(weights: str | Path) -> LightningModule:
 
 
 def _module_class(class_path: str) -> type[LightningModule]:
-    module, _, name = class_path.rpartition(".")
+    module, _, name = full_path(class_path).rpartition(".")
     kind = getattr(importlib.import_module(module), name) if module.startswith("lightning_meta.") else None
     if not (isinstance(kind, type) and issubclass(kind, LightningModule) and kind.__module__ == module):
         raise TypeError(f"{class_path} is no LightningModule of this package")
     return kind
 
 
-def share(run: str | Path, path: str | Path, limits: str = "one run; nothing but this test was tried.") -> None:
+def share(run: str | Path, path: str | Path, limits: str = LIMITS) -> None:
     """Writes the best weights of a run for ``load`` and ``--ckpt_path``, and beside them a model card (``.md``).
 
     Args:
@@ -84,12 +88,12 @@ def card(path: str | Path, hyper_parameters: dict[str, Any], record: dict[str, A
     """What a person should know of a file of weights, as Markdown; all numbers are the record's."""
     path = Path(path)
     name = path.stem if path.resolve().parent.parent.parent == Path(__file__).parent else path.name
-    class_path = hyper_parameters["_class_path"]
+    kind = short_name(hyper_parameters["_class_path"])
     trained, tested = record["data"].rsplit("; ", 1)
     lines = [
         f"# {path.stem}",
         "",
-        f"`{class_path}` of the experiment `{record['experiment']}`: {record['parameters']:,} parameters.",
+        f"`{kind}` of the experiment `{record['experiment']}`: {record['parameters']:,} parameters.",
         "",
         f"- **Trained on:** {trained}",
         f"- **With:** {record['steps']:,} steps (the checkpoint that validated best), seed {record['seed']}, on "
@@ -115,19 +119,24 @@ def card(path: str | Path, hyper_parameters: dict[str, Any], record: dict[str, A
         "```python",
         "from lightning_meta import catalogue",
         "",
-        f'model = catalogue.load("{name}")  # {class_path.rpartition(".")[2]}',
+        f'model = catalogue.load("{name}")  # {kind.rpartition(".")[2]}',
         "```",
         "",
     ]
     return "\n".join(lines)
 
 
-def main(arguments: list[str]) -> None:
-    """Writes a run's weights and their card; without arguments it lists what comes with the package."""
-    if not arguments:
+def main(arguments: list[str], prog: str = "catalogue") -> None:
+    """Writes a run's weights and their card; without arguments it lists the models of the package."""
+    parser = argparse.ArgumentParser(prog, description=main.__doc__)
+    parser.add_argument("run", nargs="?", help="folder of a run that was tested, such as runs/hyper_ptb")
+    parser.add_argument("file", nargs="?", help="where to write the weights: NAME.safetensors; the card is NAME.md")
+    parser.add_argument("limits", nargs="?", default=LIMITS, help="what the card says of where the model can be used")
+    given = parser.parse_args(arguments)
+    if given.run is None:
         print("\n".join(names()))
-    elif len(arguments) in (2, 3):
-        share(*arguments)
-        print(f"{arguments[1]} and its card: check what it says of its limits")
+    elif given.file is None:
+        parser.error("name the file to write, too: a NAME.safetensors")
     else:
-        raise InputError("catalogue takes a run's folder, a FILE.safetensors and, if you like, a text on its limits")
+        share(given.run, given.file, given.limits)
+        print(f"wrote {given.file} and its card; check what the card says of its limits")

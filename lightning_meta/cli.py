@@ -10,29 +10,32 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import torch
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import Namespace, get_loader, set_dumper, set_loader
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from lightning_meta import catalogue, results
+from lightning_meta import catalogue, command_help
 from lightning_meta.checkpoints import LastCheckpoint, read_checkpoint
 from lightning_meta.errors import InputError
 from lightning_meta.files import lost_worker
+from lightning_meta.names import configurations, expand, full_path, rename_classes, short_name
 from lightning_meta.reports import PredictionWriter, Record, TensorBoardPictures
 from lightning_meta.schedule import MetaSchedule
 from lightning_meta.weight_files import find
 
-DEFAULTS = Path(__file__).parents[1] / "configs" / "defaults.yaml"
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "single_device")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MODE = "yaml with short class names"  # of the parser: how it reads and writes configurations
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -62,13 +65,24 @@ class MetaCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = command_help.usage(program(), subcommand)
         if subcommand == "test":
             parser.set_defaults(verbose=False)  # Record prints a table that says what is what
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.arguments = list(sys.argv[1:] if args is None else args)
-        super().parse_arguments(parser, args)
+        arguments = list(expand(self.arguments))
+        if any(option in arguments for option in ("-h", "--help")) and arguments[0] in self.subcommands():
+            self._help(parser, arguments[0], [option for option in arguments if option not in ("-h", "--help")])
+        super().parse_arguments(parser, arguments)
+
+    def _help(self, parser: LightningArgumentParser, command: str, arguments: list[str]) -> NoReturn:
+        """Prints the options of a command and exits."""
+        named = any(argument.split("=")[0] in ("-c", "--config", "--model") for argument in arguments)
+        config = parser.parse_args(arguments)[command] if named else None
+        print(command_help.options(self._parser(command), command, program(), config))
+        sys.exit(0)
 
     def _parse_ckpt_path(self) -> None:
         """Does nothing: the configuration decides, not the hyper-parameters in a checkpoint."""
@@ -99,9 +113,12 @@ class MetaCLI(LightningCLI):
         if self.subcommand == "fit" and choice == "last":  # stopped before it had written one
             say(f"{path} is not there yet: starting from the beginning")
             return None
-        raise InputError(f"no {path}: train first (python run.py fit ...) or name a file with --ckpt_path")
+        raise InputError(f"no {path}: train first ({program()} fit ...) or name a file with --ckpt_path")
 
     def after_instantiate_classes(self) -> None:
+        for part in (self.model, self.datamodule):  # so that a checkpoint outlives the module that defines its class
+            part.hparams["_class_path"] = short_name(part.hparams["_class_path"])
+            del part.hparams["_instantiator"]
         if self.trainer.precision == "64-true":
             self.model.double()  # Lightning would do so only after it has loaded a checkpoint, rounded to float32
         path = self.options.ckpt_path
@@ -140,7 +157,7 @@ class MetaCLI(LightningCLI):
                     next(given)
             else:
                 options.append(option)
-        return shlex.join(["python", "run.py", verb, *options, *more])
+        return shlex.join([*shlex.split(program()), verb, *options, *more])
 
     def after_predict(self) -> None:
         say(f"pictures in {self.run_folder / 'predictions'}")
@@ -202,10 +219,11 @@ def _refuse_other_weights(path: str, checkpoint: dict[str, Any], model: Lightnin
 
 def _trained_with(checkpoint: dict[str, Any], model: LightningModule) -> str:
     """What to change in a configuration for a checkpoint."""
-    options, kind = checkpoint.get("hyper_parameters"), f"{type(model).__module__}.{type(model).__qualname__}"
+    options, kind = checkpoint.get("hyper_parameters"), short_name(f"{type(model).__module__}.{type(model).__name__}")
     options = options if isinstance(options, dict) else {}
-    if options.get("_class_path", kind) != kind:
-        return f"give the --config of {options['_class_path']}"
+    trained = short_name(str(options.get("_class_path", kind)))
+    if trained != kind:
+        return f"give the --config of {trained}"
     others = [name for name, value in model.hparams.items() if str(options.get(name, value)) != str(value)]
     if not others:
         return "give the --config and --model options it was trained with"
@@ -231,27 +249,58 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def main(args: list[str] | None = None) -> None:
-    """Runs one command; ``args`` as on the command line (None: ``sys.argv``)."""
+def program() -> str:
+    """How this program was started."""
+    started = {"run.py": "python run.py", "__main__.py": "python -m lightning_meta"}
+    return started.get(Path(sys.argv[0]).name, "lightning-meta")
+
+
+class Command(NamedTuple):
+    """A command that LightningCLI does not have."""
+
+    text: str  # for the list of commands
+    run: Callable[[list[str], str], None]  # takes the arguments after the command, and how it was called
+
+
+def run(args: list[str] | None) -> None:
+    """Runs ``fit``, ``validate``, ``test`` or ``predict``."""
+    set_loader(MODE, lambda text: rename_classes(get_loader("yaml")(text), full_path), (yaml.YAMLError,))
+    set_dumper(MODE, lambda content: yaml.safe_dump(rename_classes(content, short_name), sort_keys=False))
+    options = {"parser_mode": MODE, "default_config_files": [str(configurations() / "defaults.yaml")]}
+    MetaCLI(
+        args=args,
+        save_config_callback=SaveFitConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        trainer_defaults={"callbacks": [Record(), TensorBoardPictures(), PredictionWriter()]},
+        parser_kwargs={"parser_mode": MODE, **{name: options.copy() for name in LightningCLI.subcommands()}},
+    )
+
+
+def main(args: list[str] | None = None, commands: dict[str, Command] | None = None) -> None:
+    """Runs one command.
+
+    Args:
+        args: As on the command line. None: ``sys.argv``.
+        commands: Commands of the caller's own, by name.
+    """
     arguments = sys.argv[1:] if args is None else args
+    commands = {"catalogue": Command(command_help.COMMANDS["catalogue"], catalogue.main), **(commands or {})}
     _quieten()
     prepare_processor()
     try:
-        if arguments[:1] == ["results"]:
-            results.main(arguments[1:])
-            return
-        if arguments[:1] == ["catalogue"]:
-            catalogue.main(arguments[1:])
-            return
-        MetaCLI(
-            args=args,
-            save_config_callback=SaveFitConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [Record(), TensorBoardPictures(), PredictionWriter()]},
-            parser_kwargs={name: {"default_config_files": [str(DEFAULTS)]} for name in LightningCLI.subcommands()},
-        )
+        command, *options = arguments or ["--help"]
+        if command in commands:
+            commands[command].run(options, f"{program()} {command}")
+        elif command in ("-h", "--help"):
+            texts = command_help.COMMANDS | {name: command.text for name, command in commands.items()}
+            print(command_help.overview(program(), texts))
+        elif command in LightningCLI.subcommands() or command.startswith("-"):
+            run(args)
+        else:
+            known = ", ".join([*LightningCLI.subcommands(), *commands])
+            raise InputError(f"there is no command {command}: choose one of {known}")
     except UnicodeDecodeError as error:  # from the parser of options; our own readers name their file
         sys.exit(f"error: a file given with --config is not UTF-8 ({error}): convert it or give another")
     except (InputError, MisconfigurationException, OSError, RuntimeError) as error:

@@ -8,10 +8,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tiny operations on two busy cores are far
 
 import pytest
 import torch
-import yaml
 
 from lightning_meta.cli import main
 from lightning_meta.errors import InputError
+from lightning_meta.names import CLASSES
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "defaults")
@@ -80,9 +80,6 @@ def fitted(tmp_path_factory):
 def processes():
     """Starts processes that have imported the application already and nothing else."""
     context = multiprocessing.get_context("forkserver")
-    experiments = [yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text()) for name in CONFIGS]
-    modules = {
-        experiment[part]["class_path"].rpartition(".")[0] for experiment in experiments for part in ("model", "data")
-    }
+    modules = {f"lightning_meta.{module}" for module in CLASSES.values()}
     context.set_forkserver_preload(["lightning_meta.cli", "torch.utils.tensorboard", *sorted(modules)])
     return context

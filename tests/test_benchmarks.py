@@ -19,7 +19,7 @@ from benchmarks.__main__ import main
 from benchmarks.report import report
 from lightning_meta.hypernetworks import HyperLSTM
 from lightning_meta.learnets.layers import FactorisedConv2d
-from lightning_meta.results import benchmarks
+from tools.results import benchmarks
 
 
 def test_the_list_names_every_benchmark(capsys):

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from lightning_meta import catalogue, weight_files
 from lightning_meta.checkpoints import read_checkpoint
 from lightning_meta.cli import main
+from lightning_meta.dynamic_filters.steerable import SteerableFilters
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.optimizer import read_rule
 from lightning_meta.reports import amounts
@@ -88,8 +89,14 @@ def test_names():
 def test_the_list(capsys):
     main(["catalogue"])
     assert capsys.readouterr().out.split() == catalogue.names()
-    with pytest.raises(SystemExit, match="catalogue takes a run's folder"):
+    with pytest.raises(SystemExit) as stop:
         main(["catalogue", "--help"])
+    assert stop.value.code == 0
+    assert "NAME.safetensors" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["catalogue", "runs/dfn_mnist"])
+    assert stop.value.code == 2
+    assert "name the file to write" in capsys.readouterr().err
 
 
 def test_reading_imports_no_lightning():
@@ -147,7 +154,7 @@ def test_weights_alone_are_not_gone_on_with(shared, tmp_path):
 
 def test_other_weights_say_what_they_need(shared, tmp_path):
     message = stopped("test", tmp_path, "--ckpt_path=hyper_mnist")
-    assert "give the --config of lightning_meta.hypernetworks.classification.PictureClassification" in message
+    assert "give the --config of PictureClassification" in message
     options = arguments("hyper_ptb", tmp_path, "--ckpt_path=hyper_ptb", "--model.hidden_size=8", "--model.lr=0.5")
     with pytest.raises(SystemExit, match=r"it was trained with .*--model.hidden_size=256 .*--model.lr=0.004"):
         main(["test", *options])
@@ -204,6 +211,16 @@ def test_shared_weights_are_stored_once_and_more_than_weights_is_kept(tmp_path):
     assert torch.equal(read["pieces"], checkpoint["pieces"])
     assert read["hyper_parameters"] == {"_class_path": "lightning_meta.some.Module", "pair": [1, 2]}
     assert "optimizer_states" not in read
+
+
+def test_weights_name_their_class_by_its_short_name_or_by_a_former_path(shared, tmp_path):
+    tensors, metadata = contents(shared[1])
+    notes = json.loads(metadata["notes"])
+    assert notes["class_path"] == "SteerableFilters"
+    notes["class_path"] = "lightning_meta.a_former_place.SteerableFilters"
+    path = tmp_path / "former.safetensors"
+    save_file(tensors, path, {"notes": json.dumps(notes), "fingerprint": weight_files._fingerprint(notes, tensors)})
+    assert type(catalogue.load(path)) is type(catalogue.load(shared[1])) is SteerableFilters
 
 
 def test_damaged_files(shared, tmp_path, monkeypatch):

@@ -1,23 +1,27 @@
 import gzip
 import hashlib
+import json
+import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
-from lightning_meta import cli
+from lightning_meta import catalogue, cli
 from lightning_meta.cli import main
 from lightning_meta.dynamic_filters.data import moving_digits, trajectory
 from lightning_meta.dynamic_filters.video import VideoPrediction
 from lightning_meta.sampling import generator
 from lightning_meta.sources.clips import write_gif
-from tests.conftest import ROOT, arguments
+from tests.conftest import CONFIGS, ROOT, arguments
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +206,7 @@ def test_fast_dev_run_writes_nothing(tmp_path, monkeypatch):
 
 
 def test_options_that_do_not_exist_end_with_code_2(tmp_path, capsys):
-    for wrong in ("--model.init_args.widht=3", "--data.source=here", "--config=none.yaml", "--trainer.max_steps=x"):
+    for wrong in ("--model.init_args.widht=3", "--data.source=here", "--trainer.max_steps=x"):
         with pytest.raises(SystemExit) as stop:
             main(["fit", *arguments("dfn_mnist", tmp_path, wrong)])
         assert stop.value.code == 2
@@ -264,9 +268,90 @@ def test_random_checkpoint_hyperparameters_do_not_override_the_command_line(trai
     assert saved["hyper_parameters"]["lr"] == 0.7
 
 
-@pytest.mark.parametrize("options", [["--help"], ["fit", "--help"]])
-def test_help(options, capsys):
+def helped(capsys, *options: str) -> str:
+    with suppress(SystemExit):
+        main(list(options))
+    return capsys.readouterr().out
+
+
+def test_help_lists_the_commands_and_the_experiments(capsys):
+    for text in (helped(capsys), helped(capsys, "--help")):
+        listed = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
+        assert listed[:5] == ["fit", "validate", "test", "predict", "catalogue"]
+        assert set(CONFIGS) < set(listed)
+    assert "  results " in subprocess.run([sys.executable, ROOT / "run.py"], capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_help_shows_an_experiments_own_options_first(name, capsys):
+    text = helped(capsys, "fit", "--config", name, "--help")
+    config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    places = [text.index(f"\n{part}, {config[part]['class_path']}: ") for part in ("model", "data")]
+    places += [text.index(f"\n{part}, ") for part in ("schedule", "trainer")]
+    assert places == sorted(places)
+    shown = entries(text)
+    for part in ("model", "data"):
+        for option, value in config[part].get("init_args", {}).items():
+            assert f"--{part}.{option}" in shown
+            if value is None or isinstance(value, bool | int | float | str):
+                value = "null" if value is None else value
+                assert shown[f"--{part}.{option}"].endswith(f", default: {value})")
+
+
+def entries(text: str) -> dict[str, str]:
+    """What a help text says of each option."""
+    parts = re.split(r"\n  (?=--)", text.split("\n\noptions:")[0])
+    return {part.split(maxsplit=1)[0].rstrip(","): " ".join(part.split("\n\n")[0].split()) for part in parts}
+
+
+def test_help_shows_the_values_of_the_command_line(capsys):
+    text = helped(capsys, "test", "--help", "--config", "dfn_mnist", "--model.width=7", "--trainer.max_steps", "123")
+    assert entries(text)["--model.width"].endswith("default: 7)")
+    assert "default: 123)" in " ".join(text.partition("--trainer.max_steps ")[2].split())[:600]
+
+
+def test_help_without_an_experiment(capsys):
+    text = helped(capsys, "predict", "-h")
+    assert "Give --config to see" in text
+    assert "--schedule.horizon" in text
+    assert "--model.width" not in text
+
+
+def test_a_packaged_configuration_is_found_by_name_from_any_folder(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [option for option in arguments("dfn_mnist", trained) if "/configs/" not in option]
+    main(["validate", "-c", "dfn_mnist", "--config=paper/dfn_mnist", *options, "--data.source=stand-in"])
+    assert "neither" not in refused(trained, "fit", "--config=dfn_mnits")
+    assert "no packaged configuration: dfn_highway, dfn_mnist, " in refused(trained, "fit", "--config=dfn_mnits")
+    (tmp_path / "dfn_mnist").write_text("model: {class_path: nothing}")  # a file goes before a name
     with pytest.raises(SystemExit) as stop:
-        main(options)
-    assert stop.value.code == 0
-    assert ("fit,validate,test,predict" if options == ["--help"] else "--schedule.horizon") in capsys.readouterr().out
+        main(["validate", "-c", "dfn_mnist", *options])
+    assert stop.value.code == 2
+
+
+def test_an_unknown_command_is_named():
+    with pytest.raises(SystemExit, match=r"error: there is no command fitt: choose one of fit, .*, catalogue"):
+        main(["fitt"])
+
+
+def test_classes_are_named_by_their_short_names(trained, tmp_path):
+    """In what is written; what is read may have a path that a class has or once had."""
+    run = trained / "dfn_mnist"
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert (saved["model"]["class_path"], saved["data"]["class_path"]) == ("VideoPrediction", "MovingMNIST")
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["_class_path"] == "VideoPrediction"
+    assert checkpoint["datamodule_hyper_parameters"]["_class_path"] == "MovingMNIST"
+    shutil.copytree(run, tmp_path / "dfn_mnist")
+    options = arguments("dfn_mnist", tmp_path)
+    main(["validate", *options, "--model=VideoPrediction", "--data", "lightning_meta.a_former_place.MovingMNIST"])
+    checkpoint["hyper_parameters"]["_class_path"] = "lightning_meta.a_former_place.VideoPrediction"
+    torch.save(checkpoint, tmp_path / "former.ckpt")
+    saved["model"]["class_path"] = "lightning_meta.a_former_place.VideoPrediction"
+    (tmp_path / "former.yaml").write_text(yaml.safe_dump(saved))
+    main(["test", "--config", str(tmp_path / "former.yaml"), *options[1:], f"--ckpt_path={tmp_path / 'former.ckpt'}"])
+    records = [json.loads((folder / "results.json").read_text()) for folder in (run, tmp_path / "dfn_mnist")]
+    assert records[0]["value"] == records[1]["value"]
+    one, two = (catalogue.load(path) for path in (run / "checkpoints" / "best.ckpt", tmp_path / "former.ckpt"))
+    assert type(one) is type(two) is VideoPrediction
+    assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())

@@ -19,6 +19,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_meta.cli import main
+from lightning_meta.names import full_path
 from tests.conftest import CONFIGS, DRAWN, ROOT, arguments
 
 pytestmark = pytest.mark.parametrize("name", CONFIGS)
@@ -84,7 +85,7 @@ def test_every_verb_runs_from_a_checkpoint(name, verb, fitted, tmp_path):
 
 def test_the_library_loads_what_the_command_line_trained(name, fitted):
     saved = torch.load(fitted(name) / "checkpoints" / "best.ckpt", weights_only=True)
-    module, cls = saved["hyper_parameters"]["_class_path"].rsplit(".", 1)
+    module, cls = full_path(saved["hyper_parameters"]["_class_path"]).rsplit(".", 1)
     cls = getattr(__import__(module, fromlist=[cls]), cls)
     model = cls.load_from_checkpoint(fitted(name) / "checkpoints" / "best.ckpt", weights_only=True)
     assert all(torch.equal(v, saved["state_dict"][k]) for k, v in model.state_dict().items())

@@ -35,7 +35,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save as safetensors
 
-from lightning_meta import catalogue, results, weight_files
+from lightning_meta import catalogue, weight_files
 from lightning_meta.checkpoints import read_checkpoint
 from lightning_meta.cli import main
 from lightning_meta.dynamic_filters.data import fixed_test_sequences
@@ -61,6 +61,7 @@ from lightning_meta.sources import (
 from tests.conftest import arguments
 from tests.sources.test_cifar import python2
 from tests.sources.test_pieces import TEXTS
+from tools import results
 
 MEMORY, SECONDS = 3 * 2**29, 20  # what a case may take
 FLIPS = 25  # files with flipped bytes for each reader

@@ -4,9 +4,9 @@ import shlex
 
 import pytest
 
-from lightning_meta import results
-from lightning_meta.plots import drawn
 from tests.conftest import CONFIGS, ROOT
+from tools import results
+from tools.plots import drawn
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_meta.names import full_path
 from tests.conftest import CONFIGS, ROOT
 
 PACKAGE = ROOT / "lightning_meta"
@@ -67,7 +68,7 @@ def test_every_experiment_has_its_files_and_its_rows(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_option_is_read(name):
     config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
-    paths = [config[part]["class_path"].rpartition(".") for part in ("model", "data")]
+    paths = [full_path(config[part]["class_path"]).rpartition(".") for part in ("model", "data")]
     classes = [getattr(import_module(module), kind) for module, _, kind in paths]
     bases = {base for kind in classes for base in kind.__mro__ if base.__module__.startswith("lightning_meta")}
     read = set().union(*(options_read(Path(inspect.getfile(base))) for base in bases))

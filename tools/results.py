@@ -1,5 +1,6 @@
 """``python run.py results``: the tables and plots of the pages, made from the records under ``results/``."""
 
+import argparse
 import json
 import math
 import re
@@ -10,8 +11,8 @@ import yaml
 
 from lightning_meta.errors import InputError
 from lightning_meta.files import write_text
-from lightning_meta.plots import Bar, Panel, bars
 from lightning_meta.reports import amounts
+from tools.plots import Bar, Panel, bars
 
 ROOT = Path(__file__).parents[1]
 DETAILS = ("record", "measure", "measured", "baselines")
@@ -266,10 +267,9 @@ def configured(root: Path) -> list[str]:
     return [name for name in _rows(root / "results" / "rows.yaml") if name in there]
 
 
-def main(arguments: list[str], root: Path = ROOT) -> None:
-    """Writes the tables into the pages, and the plots beside them."""
-    if arguments:
-        raise InputError(f"results takes no options, got {' '.join(arguments)}: it reads results/ and writes the pages")
+def main(arguments: list[str], prog: str = "results", root: Path = ROOT) -> None:
+    """Writes the tables of the records in results/ into the README and the pages, and the plots into results/."""
+    argparse.ArgumentParser(prog, description=main.__doc__).parse_args(arguments)
     for path, text in pages(root).items():
         write_text(path, text)
     for path, shown in figures(root).items():
