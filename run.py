@@ -1,12 +1,6 @@
-"""`python run.py fit|validate|test|predict --config configs/NAME.yaml`, `... results` and `... catalogue`."""
+"""The command line, in a clone: ``python run.py fit|validate|test|predict --config configs/NAME.yaml``."""
 
-import gc
-
-gc.disable()  # looking for garbage among the many objects that imports leave costs a tenth of the start
-from lightning_meta.cli import main  # noqa: E402
-
-gc.freeze()
-gc.enable()
+from lightning_meta.__main__ import main
 
 if __name__ == "__main__":
     main()
