@@ -46,6 +46,15 @@ class SaveFitConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+class OneLineErrors(LightningArgumentParser):
+    """A parser that says what is wrong with an option in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        noise = ("Does not validate", "Subtypes:", "Errors:", "Problem with", "Expected a <class 'NoneType'>", "Given")
+        lines = [line.strip(" -") for line in message.splitlines()]
+        super().error(" ".join(line for line in lines if line and not line.startswith(noise)) or message, ex)
+
+
 class MetaCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` for an experiment that ``--config`` describes.
 
@@ -269,6 +278,7 @@ def run(args: list[str] | None) -> None:
     options = {"parser_mode": MODE, "default_config_files": [str(configurations() / "defaults.yaml")]}
     MetaCLI(
         args=args,
+        parser_class=OneLineErrors,
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
