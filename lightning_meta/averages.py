@@ -9,12 +9,12 @@ from torchmetrics import CatMetric, MeanMetric
 class Mean(MeanMetric):
     """A weighted mean; not a number as soon as one value is none."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(nan_strategy=float("nan"))
 
 
 class Values(CatMetric):
     """All values, one after another."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(nan_strategy="disable")
