@@ -56,9 +56,8 @@ def test_tensorboard_has_scalars_and_pictures_of_every_validation(name, fitted):
         assert [image.step for image in board.Images(tag)] == [v.step + 1 for v in board.Scalars(validations[0])]
 
 
-@every
-def test_it_learns(name, tmp_path, capsys):
-    """The model after 40 tiny steps is better than after one."""
+@pytest.mark.parametrize("name", QUICK)
+def test_forty_tiny_steps_are_better_than_one(name, tmp_path):
     values = []
     for steps in (1, 40):
         more = [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}", "--last.every_n_steps=100"]
@@ -148,7 +147,7 @@ def test_torchrun_starts_two_nodes(fitted_in_float64, tmp_path):
     equal_to_rounding(fitted_in_float64(QUICK[0]), tmp_path / QUICK[0])
 
 
-@every
+@pytest.mark.parametrize("name", some(QUICK, pytest.mark.slow))
 def test_accumulated_gradients_and_bf16(name, fitted, tmp_path):
     more = ["--trainer.accumulate_grad_batches=2", "--trainer.precision=bf16-mixed", "--trainer.max_steps=4"]
     main(["fit", *arguments(name, tmp_path, *more)])
@@ -162,10 +161,9 @@ def test_accumulated_gradients_and_bf16(name, fitted, tmp_path):
     assert all(v.dtype == torch.float32 for v in last["state_dict"].values() if v.is_floating_point())
 
 
-@every
-def test_the_paper_overlay_insists_on_the_papers_data(name, tmp_path, capsys):
-    if name in DRAWN:
-        pytest.skip("its data are drawn")
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in DRAWN])
+def test_the_paper_overlay_insists_on_the_papers_data(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.init, "orthogonal_", lambda weight: weight)  # takes long for the paper's sizes
     overlay = ROOT / "configs" / "paper" / f"{name}.yaml"
     options = ["fit", *arguments(name, tmp_path), f"--config={overlay}"]
     with pytest.raises(SystemExit) as stop:
