@@ -100,8 +100,7 @@ class Translation(LightningModule):
         except ValueError as error:
             raise InputError(f"model: {error}") from error
         self.vocabulary: Pieces | None = None
-        # in float64, so that it does not matter which process saw what
-        self.costs = nn.ModuleDict({name: Mean().set_dtype(torch.float64) for name in ("val", "test")})
+        self.costs = nn.ModuleDict({name: Mean() for name in ("val", "test")})
         self.bleu = nn.ModuleDict({name: SacreBLEUScore() for name in ("val", "beam", "greedy", "words", "copy")})
 
     def configure_optimizers(self):
