@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics.text import SacreBLEUScore
 
-from lightning_meta.averages import Mean
+from lightning_meta.averages import PRECISE, Mean
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.recurrent import Network
 from lightning_meta.hypernetworks.translation_data import Sentences, dictionary, padded, spread, unigram_nats
@@ -156,7 +156,7 @@ class Translation(LightningModule):
             self._log_bleu(name, f"test/bleu/{name}")
 
     def _log_cost(self, name: str, batch: Sentences) -> None:
-        nats, count = self.translator(batch.source, batch.target).double().sum(), (batch.target != PAD).sum()
+        nats, count = self.translator(batch.source, batch.target).to(PRECISE).sum(), (batch.target != PAD).sum()
         self.costs[name].update(nats / count, weight=count)
         self.log(f"{name}/log_perplexity", self.costs[name], prog_bar=name == "val", batch_size=_n(batch))
 
