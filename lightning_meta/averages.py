@@ -1,6 +1,7 @@
 """Mean and concatenation metrics that propagate NaN, where torchmetrics drops it: divergence stays visible.
 
-Both compute in float64 (``PRECISE``), so that the result does not depend on how samples are split into batches and processes.
+Both compute in ``PRECISE``, float64 where there is one: so the result does not depend on how samples are split into
+batches and processes.
 """
 
 import torch
