@@ -1,20 +1,30 @@
-"""How values are gathered over batches and processes: as torchmetrics does, but those that are not numbers stay in.
+"""Mean and concatenation metrics that propagate NaN, where torchmetrics drops it: divergence stays visible.
 
-Left out, as they are by default there, they would hide that a model has diverged.
+Both compute in float64 (``PRECISE``), so that the result does not depend on how samples are split into batches and processes.
 """
 
+import torch
 from torchmetrics import CatMetric, MeanMetric
 
+PRECISE = torch.float32 if torch.backends.mps.is_available() else torch.float64  # Apple's GPUs have no float64
 
-class Mean(MeanMetric):
-    """A weighted mean; not a number as soon as one value is none."""
 
-    def __init__(self):
+class _Precise:
+    # torchmetrics casts what it is given to this dtype, and falls back to float32 when a metric is moved to a device.
+    dtype = PRECISE
+
+
+class Mean(_Precise, MeanMetric):
+    """A weighted mean; NaN as soon as one value is."""
+
+    def __init__(self) -> None:
         super().__init__(nan_strategy=float("nan"))
+        self.set_dtype(PRECISE)
 
 
-class Values(CatMetric):
+class Values(_Precise, CatMetric):
     """All values, one after another."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(nan_strategy="disable")
+        self.set_dtype(PRECISE)

@@ -11,6 +11,10 @@ class BatchNorm2d(nn.BatchNorm2d):
     Every process must bring the same number of values.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalises (B, C, H, W)."""
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

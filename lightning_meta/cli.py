@@ -26,6 +26,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from lightning_meta import catalogue, command_help
 from lightning_meta.checkpoints import LastCheckpoint, read_checkpoint
+from lightning_meta.command_options import OptionParser
 from lightning_meta.errors import InputError
 from lightning_meta.files import lost_worker
 from lightning_meta.names import configurations, expand, full_path, rename_classes, short_name
@@ -44,15 +45,6 @@ class SaveFitConfig(SaveConfigCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
-
-
-class OneLineErrors(LightningArgumentParser):
-    """A parser that says what is wrong with an option in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        noise = ("Does not validate", "Subtypes:", "Errors:", "Problem with", "Expected a <class 'NoneType'>", "Given")
-        lines = [line.strip(" -") for line in message.splitlines()]
-        super().error(" ".join(line for line in lines if line and not line.startswith(noise)) or message, ex)
 
 
 class MetaCLI(LightningCLI):
@@ -278,7 +270,7 @@ def run(args: list[str] | None) -> None:
     options = {"parser_mode": MODE, "default_config_files": [str(configurations() / "defaults.yaml")]}
     MetaCLI(
         args=args,
-        parser_class=OneLineErrors,
+        parser_class=OptionParser,
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,

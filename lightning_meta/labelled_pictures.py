@@ -104,14 +104,20 @@ def own_pictures(path: str, size: int) -> LabelledPictures:
     if names != test_names:
         raise InputError(f"{path}: the classes of train and test differ, {names} and {test_names}: use the same names")
     one_set = torch.equal(images, test)
-    order = torch.from_numpy(generator(0).permutation(len(images)))
-    images, labels = images[order], labels[order]
+    images, labels = _shuffled(images, labels)
     if one_set:
         held_out = torch.arange(len(images)) % 6 == 5
         images, labels, test, test_labels = images[~held_out], labels[~held_out], images[held_out], labels[held_out]
+    else:
+        test, test_labels = _shuffled(test, test_labels)  # or the first of them would all be of one class
     if len(images) < 6 or not len(test):
         raise InputError(f"{path}: {len(images)} pictures are too few: give at least a dozen")
     return LabelledPictures(images, labels, test, test_labels, names, f"pictures of {Path(path).name}, {size}x{size}")
+
+
+def _shuffled(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    order = torch.from_numpy(generator(0).permutation(len(images)))
+    return images[order], labels[order]
 
 
 def warn_of_stand_in(wanted: str, where: Path, used: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_meta.errors import InputError
 from lightning_meta.sampling import Episode, Segment, SegmentSampler, seed_of
 
-Curriculum = int | list[list[int]] | None
+Curriculum = int | list[list[int]]
 
 
 class MetaSchedule(Callback):
@@ -41,9 +41,9 @@ class MetaSchedule(Callback):
 
     def __init__(
         self,
-        unroll: Curriculum = None,
-        horizon: Curriculum = None,
-        ways: Curriculum = None,
+        unroll: Curriculum | None = None,
+        horizon: Curriculum | None = None,
+        ways: Curriculum | None = None,
         shots: Curriculum = 1,
         queries: Curriculum = 1,
         seed: int = 0,
@@ -53,9 +53,12 @@ class MetaSchedule(Callback):
                 "schedule: give unroll, horizon or both, or else the ways of episodes: one of them says where an outer "
                 "step ends"
             )
-        self.unroll, self.horizon, self.seed = _stages("unroll", unroll), _stages("horizon", horizon), seed
-        shape = {"ways": ways, "shots": shots, "queries": queries}
-        self.episode = [_stages(name, value) for name, value in shape.items()] if ways is not None else None
+        self.unroll = None if unroll is None else _stages("unroll", unroll)
+        self.horizon = None if horizon is None else _stages("horizon", horizon)
+        self.episode: list[list[list[int]]] = []
+        if ways is not None:
+            self.episode = [_stages("ways", ways), _stages("shots", shots), _stages("queries", queries)]
+        self.seed = seed
         self.batch = 0  # training batches done: all that has to be remembered about the data
         self.carries: list[Any] = []  # one a rank, from a checkpoint
 
@@ -66,15 +69,17 @@ class MetaSchedule(Callback):
             yield Segment(step, 0, 1, True, Episode(*(_value(stages, step) for stages in self.episode)))
             step += 1
         while True:
-            start, end = 0, _value(self.horizon, step)
+            start, end = 0, None if self.horizon is None else _value(self.horizon, step)
             while end is None or start < end:
-                stop = start + (_value(self.unroll, step) or end)
-                stop = stop if end is None else min(stop, end)
+                stops = [] if end is None else [end]
+                if self.unroll is not None:
+                    stops.append(start + _value(self.unroll, step))
+                stop = min(stops)
                 yield Segment(problem, start, stop, last=stop == end)
                 start, step = stop, step + 1
             problem += 1
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         if trainer.max_steps < 0:
             raise InputError("trainer.max_steps: say how many outer steps to train for, e.g. --trainer.max_steps 1000")
         pl_module.carry = None
@@ -109,9 +114,7 @@ class MetaSchedule(Callback):
         if trainer.precision != "16-mixed":  # there the scaler meets infinities by skipping the step
             _refuse_unless_finite("gradient", norm, trainer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batch += 1
         ended = batch.segment.last
         pl_module.carry = None if ended else apply_to_collection(pl_module.carry, Tensor, Tensor.detach)
@@ -136,9 +139,7 @@ def _refuse_unless_finite(name: str, value: Tensor, trainer: Trainer) -> None:
         )
 
 
-def _stages(name: str, value: Curriculum) -> list[list[int]] | None:
-    if value is None:
-        return None
+def _stages(name: str, value: Curriculum) -> list[list[int]]:
     stages = [[0, value]] if isinstance(value, int) else value
     steps = [stage[0] for stage in stages]
     if not stages or steps[0] != 0 or steps != sorted(set(steps)) or any(len(s) != 2 or s[1] < 1 for s in stages):
@@ -149,5 +150,5 @@ def _stages(name: str, value: Curriculum) -> list[list[int]] | None:
     return stages
 
 
-def _value(stages: list[list[int]] | None, step: int) -> int | None:
-    return None if stages is None else next(value for start, value in reversed(stages) if start <= step)
+def _value(stages: list[list[int]], step: int) -> int:
+    return next(value for start, value in reversed(stages) if start <= step)

@@ -29,12 +29,13 @@ class ScheduledData(LightningDataModule):
             raise InputError("no schedule: add lightning_meta.schedule.MetaSchedule to the trainer's callbacks")
         return self.train_batches
 
-    def loader(self, dataset: Dataset, collate: Callable[[list[Any]], Any], **order: Any) -> DataLoader:
+    def loader(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], **order: Any) -> DataLoader[Any]:
         """A loader of our own batches; ``order`` is a ``batch_sampler``, or a ``sampler`` and a ``batch_size``."""
+        hparams: Any = self.hparams
         return DataLoader(
             dataset,
             **order,
-            num_workers=self.hparams.num_workers,
+            num_workers=hparams.num_workers,
             collate_fn=collate,
             worker_init_fn=ignore_interrupts,
             pin_memory=torch.cuda.is_available(),

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_meta.cli import main
 from lightning_meta.schedule import MetaSchedule
@@ -32,14 +34,24 @@ def same(one: Path, other: Path) -> bool:
 
 
 class Run:
-    """``fit`` of a tiny experiment, or its continuation, in a process of its own."""
+    """``fit`` of a tiny experiment, or its continuation, in a process of its own, one of several if it has a rank."""
 
-    def __init__(self, processes, name: str, folder: Path, *more: str, sabotage: Sabotage | None = None):
+    def __init__(
+        self,
+        processes,
+        name: str,
+        folder: Path,
+        *more: str,
+        sabotage: Sabotage | None = None,
+        rank: int = 0,
+        environment: dict[str, str] | None = None,
+    ):
         self.checkpoints = folder / name / "checkpoints"
-        self.log = folder / "log"
+        self.log = folder / f"log{rank}"
         self.log.unlink(missing_ok=True)
         options = [*arguments(name, folder, *more), "--ckpt_path=last"]
-        self.process = processes.Process(target=_child, args=(["fit", *options], self.log, sabotage))
+        given = (["fit", *options], self.log, sabotage, rank, environment or {})
+        self.process = processes.Process(target=_child, args=given)
         self.process.start()
 
     def send(self, signum: int) -> None:
@@ -55,8 +67,9 @@ class Run:
     def end(self, timeout: float = 240) -> int:
         """Waits for its end; gives the exit code."""
         self.process.join(timeout)
-        if self.process.exitcode is None:
-            self.kill()
+        running = self.process.exitcode is None
+        self.kill()  # its workers, too, where it was killed
+        if running:
             raise AssertionError(f"still running after {timeout} s:\n{self.log.read_text()}")
         return self.process.exitcode
 
@@ -76,11 +89,44 @@ class Run:
         return []
 
 
-def _child(argv: list[str], log: Path, sabotage: Sabotage | None) -> None:
+def two_ranks(processes, name: str, folder: Path, *more: str, sabotage: Sabotage | None = None) -> list[int]:
+    """Runs on two devices of this machine, as if Lightning had started both processes; gives their exit codes."""
+    both = [{"LOCAL_RANK": str(rank), "NODE_RANK": "0"} for rank in range(2)]
+    return _all_ranks(both, processes, name, folder, "--trainer.devices=2", *more, sabotage=sabotage)
+
+
+def two_nodes(processes, name: str, folder: Path, *more: str, sabotage: Sabotage | None = None) -> list[int]:
+    """Runs on two nodes of one device, as if torchrun had started them; gives their exit codes."""
+    one_device = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "tests"}
+    both = [{**one_device, "RANK": str(rank), "GROUP_RANK": str(rank)} for rank in range(2)]
+    more = "--trainer.num_nodes=2", "--trainer.devices=1", *more
+    return _all_ranks(both, processes, name, folder, *more, sabotage=sabotage)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _all_ranks(
+    environments: list[dict[str, str]], processes, name: str, folder: Path, *more: str, sabotage: Sabotage | None
+) -> list[int]:
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(environments))}
+    runs = [
+        Run(processes, name, folder, *more, sabotage=sabotage, rank=rank, environment=common | environment)
+        for rank, environment in enumerate(environments)
+    ]
+    return [run.end() for run in runs]
+
+
+def _child(argv: list[str], log: Path, sabotage: Sabotage | None, rank: int, environment: dict[str, str]) -> None:
     os.setsid()  # a group of its own, with the loader's workers
     multiprocessing.set_start_method("fork", force=True)  # for those workers, as in a run from the command line
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started by
     torch.set_num_threads(1)
+    os.environ |= environment
+    rank_zero_only.rank = rank  # Lightning sets it when it is imported, and that was before the environment
     sys.argv = ["run.py"]
     sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115 - as long as the process
     for descriptor in (1, 2):
@@ -130,6 +176,10 @@ def full_board(folder: Path) -> None:
     (events,) = folder.glob("events*")
     events.rename(events.with_name("former"))
     events.symlink_to("/dev/full")
+
+
+def kill_a_worker() -> None:
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
 
 def signal_to_all(signum: int) -> None:

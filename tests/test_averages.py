@@ -16,3 +16,10 @@ def test_what_is_not_a_number_is_not_left_out():
     values.update(torch.tensor([1.0, math.nan]))
     values.update(torch.tensor([2.0]))
     assert torch.equal(values.compute().isnan(), torch.tensor([False, True, False]))
+
+
+def test_moving_a_metric_to_a_device_does_not_make_it_float32():
+    third = torch.tensor(1 / 3, dtype=torch.float64)
+    for metric in (Mean().to("cpu"), Values().to("cpu")):
+        metric.update(third)
+        assert metric.compute().item() == 1 / 3

@@ -1,5 +1,6 @@
 import argparse
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,9 @@ def test_a_hyper_lstm_step_by_step_computes_the_same(layer_norm):
 def test_rows_of_a_hyper_lstm():
     options = argparse.Namespace(device="cpu", repeats=1)
     rows = hyper_lstm.measure(hyper_lstm.Setting("tiny", 2, 3, 4, 5, 3, 2), options)
-    assert [row["x torch.nn.LSTM"] == 1 for row in rows] == [True, False, False, False, False]
+    forms = ["torch.nn.LSTM", "HyperLSTM", "HyperLSTM, layer norm", "step by step", "step by step, layer norm"]
+    assert [row["form"] for row in rows] == forms + ["labml-nn, layer norm"] * bool(find_spec("labml_nn"))
+    assert [row["form"] for row in rows if row["x torch.nn.LSTM"] == 1] == ["torch.nn.LSTM"]
     assert all(row["ms"] > 0 and row["peak MiB"] > 0 for row in rows)
 
 

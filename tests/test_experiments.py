@@ -4,14 +4,11 @@ What may happen to a run is in ``test_faults.py``.
 """
 
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,11 +17,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_meta.cli import main
 from lightning_meta.names import full_path
-from tests.conftest import CONFIGS, DRAWN, ROOT, arguments
+from tests.conftest import CONFIGS, DRAWN, ROOT, arguments, some
+from tests.runs import at_hook, free_port, signals, two_nodes, two_ranks
 
-pytestmark = pytest.mark.parametrize("name", CONFIGS)
+QUICK = ("dfn_steerable", "hyper_enwik8", "l2l_quadratic", "learnet_omniglot")  # one of each paper
+every = pytest.mark.parametrize("name", CONFIGS)
 
 
+@every
 def test_fit_leaves_a_record_that_says_what_it_is(name, fitted):
     folder = fitted(name)
     record = json.loads((folder / "results.json").read_text())
@@ -43,6 +43,7 @@ def test_fit_leaves_a_record_that_says_what_it_is(name, fitted):
     assert (folder / "config.yaml").exists()
 
 
+@every
 def test_tensorboard_has_scalars_and_pictures_of_every_validation(name, fitted):
     board = EventAccumulator(str(fitted(name)), size_guidance={"images": 0})
     board.Reload()
@@ -56,8 +57,8 @@ def test_tensorboard_has_scalars_and_pictures_of_every_validation(name, fitted):
         assert [image.step for image in board.Images(tag)] == [v.step + 1 for v in board.Scalars(validations[0])]
 
 
-def test_it_learns(name, tmp_path, capsys):
-    """The model after 40 tiny steps is better than after one."""
+@pytest.mark.parametrize("name", QUICK)
+def test_forty_tiny_steps_are_better_than_one(name, tmp_path):
     values = []
     for steps in (1, 40):
         more = [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}", "--last.every_n_steps=100"]
@@ -66,6 +67,7 @@ def test_it_learns(name, tmp_path, capsys):
     assert values[1] < values[0]
 
 
+@every
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
 def test_every_verb_runs_from_a_checkpoint(name, verb, fitted, tmp_path):
     shutil.copytree(fitted(name), tmp_path / name)
@@ -83,6 +85,7 @@ def test_every_verb_runs_from_a_checkpoint(name, verb, fitted, tmp_path):
         assert all(path.stat().st_size > 100 for path in written)
 
 
+@every
 def test_the_library_loads_what_the_command_line_trained(name, fitted):
     saved = torch.load(fitted(name) / "checkpoints" / "best.ckpt", weights_only=True)
     module, cls = full_path(saved["hyper_parameters"]["_class_path"]).rsplit(".", 1)
@@ -94,22 +97,8 @@ def test_the_library_loads_what_the_command_line_trained(name, fitted):
 DDP = ("--trainer.precision=64-true", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--data.batch_size=2")
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """One process of twice the batch; gives its run folder.
-
-    In float64, where "to rounding" is sharp: Adam makes much of the rounding of a gradient that is nearly zero.
-    """
-
-    def fit(name: str) -> Path:
-        folder = tmp_path_factory.mktemp("one")
-        main(["fit", *arguments(name, folder, "--trainer.precision=64-true", "--data.batch_size=4")])
-        return folder / name
-
-    return cache(fit)
-
-
 def equal_to_rounding(one: Path, two: Path) -> None:
+    """Adam makes much of the rounding of a gradient that is nearly zero."""
     records = [json.loads((run / "results.json").read_text()) for run in (one, two)]
     assert records[1]["processes"] == 2
     assert records[1]["value"] == pytest.approx(records[0]["value"], rel=1e-9)
@@ -118,41 +107,48 @@ def equal_to_rounding(one: Path, two: Path) -> None:
         torch.testing.assert_close(checkpoints[1][key], value, rtol=1e-8, atol=1e-11)
 
 
-def test_two_ranks_equal_one_of_twice_the_batch(name, one, tmp_path):
-    """Two processes (gloo), stopped in mid-horizon and taken up, against one that was not stopped."""
-    command = [sys.executable, str(ROOT / "run.py"), "fit", *arguments(name, tmp_path, *DDP, "--trainer.devices=2")]
-    last = tmp_path / name / "checkpoints" / "last.ckpt"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    while not (last.exists() and torch.load(last, weights_only=True)["global_step"] >= 2):
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    subprocess.run([*command, "--ckpt_path=last"], check=True, capture_output=True, timeout=240)
-    equal_to_rounding(one(name), tmp_path / name)
+@pytest.mark.parametrize("name", some(QUICK, pytest.mark.slow))
+def test_two_ranks_equal_one_of_twice_the_batch(name, fitted_in_float64, tmp_path, processes):
+    """Two processes (gloo), killed in mid-horizon and taken up, against one that was not stopped."""
+    kill = partial(at_hook, "on_train_batch_start", 3, partial(signals, signal.SIGKILL))
+    assert two_ranks(processes, name, tmp_path, *DDP, sabotage=kill) == [-signal.SIGKILL] * 2
+    last = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2
+    assert two_ranks(processes, name, tmp_path, *DDP) == [0, 0]
+    equal_to_rounding(fitted_in_float64(name), tmp_path / name)
 
 
-def test_two_nodes_equal_one_of_twice_the_batch(name, one, tmp_path, request):
-    """Two nodes that torchrun starts, here on one machine."""
-    if name != "dfn_steerable" and not request.config.getoption("--campaign"):
-        pytest.skip("one experiment shows it; --campaign tries them all")
-    options = arguments(name, tmp_path, *DDP, "--trainer.num_nodes=2", "--trainer.devices=1")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+@pytest.mark.parametrize("name", some(QUICK[:1], pytest.mark.campaign))
+def test_two_nodes_equal_one_of_twice_the_batch(name, fitted_in_float64, tmp_path, processes):
+    assert two_nodes(processes, name, tmp_path, *DDP) == [0, 0]
+    equal_to_rounding(fitted_in_float64(name), tmp_path / name)
+
+
+@pytest.mark.slow
+def test_lightning_starts_the_second_rank(fitted_in_float64, tmp_path):
+    options = arguments(QUICK[0], tmp_path, *DDP, "--trainer.devices=2")
+    subprocess.run([sys.executable, str(ROOT / "run.py"), "fit", *options], check=True, capture_output=True)
+    equal_to_rounding(fitted_in_float64(QUICK[0]), tmp_path / QUICK[0])
+
+
+@pytest.mark.slow
+def test_torchrun_starts_two_nodes(fitted_in_float64, tmp_path):
+    """Here on one machine."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--master_addr=127.0.0.1"]
+    torchrun.append(f"--master_port={free_port()}")
+    command = [str(ROOT / "run.py"), "fit", *arguments(QUICK[0], tmp_path, *DDP)]
+    command += ["--trainer.num_nodes=2", "--trainer.devices=1"]
     nodes = [
         subprocess.Popen(
-            [*torchrun, f"--master_port={port}", f"--node_rank={rank}", str(ROOT / "run.py"), "fit", *options],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            [*torchrun, f"--node_rank={rank}", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         for rank in range(2)
     ]
     assert [node.wait(240) for node in nodes] == [0, 0]
-    equal_to_rounding(one(name), tmp_path / name)
+    equal_to_rounding(fitted_in_float64(QUICK[0]), tmp_path / QUICK[0])
 
 
+@pytest.mark.parametrize("name", some(QUICK, pytest.mark.slow))
 def test_accumulated_gradients_and_bf16(name, fitted, tmp_path):
     more = ["--trainer.accumulate_grad_batches=2", "--trainer.precision=bf16-mixed", "--trainer.max_steps=4"]
     main(["fit", *arguments(name, tmp_path, *more)])
@@ -166,9 +162,9 @@ def test_accumulated_gradients_and_bf16(name, fitted, tmp_path):
     assert all(v.dtype == torch.float32 for v in last["state_dict"].values() if v.is_floating_point())
 
 
-def test_the_paper_overlay_insists_on_the_papers_data(name, tmp_path, capsys):
-    if name in DRAWN:
-        pytest.skip("its data are drawn")
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in DRAWN])
+def test_the_paper_overlay_insists_on_the_papers_data(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.init, "orthogonal_", lambda weight: weight)  # takes long for the paper's sizes
     overlay = ROOT / "configs" / "paper" / f"{name}.yaml"
     options = ["fit", *arguments(name, tmp_path), f"--config={overlay}"]
     with pytest.raises(SystemExit) as stop:
@@ -179,6 +175,7 @@ def test_the_paper_overlay_insists_on_the_papers_data(name, tmp_path, capsys):
     assert str(tmp_path / "no-data") in message
 
 
+@every
 def test_a_checkpoint_of_another_experiment_is_refused(name, tmp_path):
     stranger = tmp_path / "stranger.ckpt"
     torch.save({"state_dict": {"weight": torch.zeros(3)}, "global_step": 1}, stranger)

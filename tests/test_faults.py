@@ -1,6 +1,6 @@
 """What may happen to a run: it says what is wrong in one line, and, taken up, ends as if nothing had happened.
 
-``python -m pytest tests/test_faults.py -k campaign --campaign 50`` tries so many faults, drawn over all experiments.
+``python -m pytest tests/test_faults.py -m campaign --campaign 50`` tries so many faults, drawn over all experiments.
 """
 
 import json
@@ -24,7 +24,18 @@ from lightning_meta.errors import InputError
 from lightning_meta.files import whole
 from lightning_meta.reports import commit, cpu_name
 from tests.conftest import CONFIGS, arguments
-from tests.runs import Run, at_hook, at_save, full_board, half_save, no_room, same, signal_to_all, signals
+from tests.runs import (
+    Run,
+    at_hook,
+    at_save,
+    full_board,
+    half_save,
+    kill_a_worker,
+    no_room,
+    same,
+    signal_to_all,
+    signals,
+)
 
 SAVES = 9  # of a tiny run, at the least: one of each step, and one that is the best
 QUICK = ("hyper_enwik8", "dfn_steerable")  # a state that is carried, and pictures
@@ -95,7 +106,21 @@ class Case:
         for link in self.run_folder.glob("events*"):
             link.unlink()
 
+    def killed_in_a_step(self) -> None:
+        kill = partial(at_hook, "on_train_batch_start", self.draw.randint(2, 8), partial(signals, signal.SIGKILL))
+        assert self.run(f"--data.num_workers={self.draw.choice((0, 2))}", sabotage=kill).end() == -signal.SIGKILL
+
+    def killed_while_it_validates(self) -> None:
+        kill = partial(at_hook, "on_validation_batch_start", 1, partial(signals, signal.SIGKILL))
+        assert self.run(sabotage=kill).end() == -signal.SIGKILL
+        assert torch.load(self.last, weights_only=True)["global_step"] == 3
+
     def worker_killed(self) -> None:
+        run = self.run("--data.num_workers=2", sabotage=partial(at_hook, "on_train_batch_start", 3, kill_a_worker))
+        assert run.end() == 1
+        assert "--data.num_workers" in run.message()
+
+    def worker_killed_at_a_random_moment(self) -> None:
         run = self.run("--data.num_workers=2")
         while run.process.is_alive() and not run.workers():
             time.sleep(0.001)
@@ -112,14 +137,21 @@ class Case:
         if run.end():
             self.stopped(run)
 
+    def ctrl_c_with_its_workers(self) -> None:
+        sabotage = partial(at_hook, "on_train_batch_start", 3, partial(signal_to_all, signal.SIGINT))
+        self.stopped(self.run("--data.num_workers=1", sabotage=sabotage))
+        assert torch.load(self.last, weights_only=True)["global_step"] == 3
+
     def stopped(self, run: Run, code: int = 128 + signal.SIGINT) -> None:
         assert run.end() == code, run.log.read_text()
         assert "Traceback" not in run.log.read_text(), run.log.read_text()
 
-    def signalled(self, hook: str, steps: int, *signums: int, code: int = 128 + signal.SIGINT) -> None:
+    def signalled(self, hook: str, steps: int, *signums: int, code: int = 128 + signal.SIGINT) -> Run:
         """Signals at a random one of so many calls of a hook."""
         sabotage = partial(at_hook, hook, self.draw.randint(1, steps), partial(signals, *signums))
-        self.stopped(self.run(sabotage=sabotage), code)
+        run = self.run(sabotage=sabotage)
+        self.stopped(run, code)
+        return run
 
     def ctrl_c_before_the_first_step(self) -> None:
         self.signalled("setup", 1, signal.SIGINT)
@@ -141,8 +173,8 @@ class Case:
         self.signalled("on_train_batch_start", 8, signal.SIGINT, signal.SIGINT)
 
     def terminated(self) -> None:
-        self.signalled("on_train_batch_start", 8, signal.SIGTERM, code=128 + signal.SIGTERM)
-        assert "go on with" in (self.folder / "log").read_text()
+        run = self.signalled("on_train_batch_start", 8, signal.SIGTERM, code=128 + signal.SIGTERM)
+        assert "go on with" in run.log.read_text()
 
     def terminated_with_its_workers(self) -> None:
         number = self.draw.randint(3, 8)  # by then all workers have begun
@@ -165,15 +197,21 @@ class Case:
         assert ours["value"] == theirs["value"]
 
 
-FAULTS = {
+AT_RANDOM_MOMENTS = {
     "SIGKILL at a random moment": Case.killed,
+    "a data loader's worker killed at a random moment": Case.worker_killed_at_a_random_moment,
+    "Ctrl-C at a random moment": Case.ctrl_c,
+}
+FAULTS = {
+    "SIGKILL in a step": Case.killed_in_a_step,
+    "SIGKILL while it validates": Case.killed_while_it_validates,
     "SIGKILL while a checkpoint is written": Case.killed_while_a_checkpoint_is_written,
     "no room for the first checkpoint": Case.no_room_for_the_first_checkpoint,
     "no room for some checkpoint": Case.no_room_for_a_checkpoint,
     "no room for results.json": Case.no_room_for_the_record,
     "no room for TensorBoard's file": Case.no_room_for_tensorboard,
     "a data loader's worker killed": Case.worker_killed,
-    "Ctrl-C at a random moment": Case.ctrl_c,
+    "Ctrl-C to all processes": Case.ctrl_c_with_its_workers,
     "Ctrl-C before the first step": Case.ctrl_c_before_the_first_step,
     "Ctrl-C in the first step": Case.ctrl_c_in_the_first_step,
     "Ctrl-C while it validates": Case.ctrl_c_while_it_validates,
@@ -186,45 +224,27 @@ FAULTS = {
 
 
 @pytest.fixture
-def sometimes(name, request):
-    if name not in QUICK and not request.config.getoption("--campaign"):
-        pytest.skip("two experiments show it; --campaign 1 tries them all")
-
-
-@pytest.fixture
-def case(name, fitted, tmp_path, processes):
-    return Case(processes, fitted(name), tmp_path, random.Random())  # other moments in every run, on purpose
+def case(name, fitted, tmp_path, processes, request):
+    return Case(processes, fitted(name), tmp_path, random.Random(request.node.name))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_killed_run_ends_with_the_very_weights(name, case):
-    """SIGKILL at random moments, taken up until it ends."""
-    workers = 2 * (CONFIGS.index(name) % 2)
-    for longest in (1.0, 3.0, 4.0, 5.0):  # seconds; nothing ends within the first
-        run = case.run(f"--data.num_workers={workers}")
-        run.process.join(random.uniform(0.5, longest))
-        run.kill()
-    case.taken_up(f"--data.num_workers={workers}")
+    """Killed in mid-horizon, half of the experiments with data loader's workers."""
+    workers = f"--data.num_workers={2 * (CONFIGS.index(name) % 2)}"
+    kill = partial(at_hook, "on_train_batch_start", 3, partial(signals, signal.SIGKILL))
+    assert case.run(workers, sabotage=kill).end() == -signal.SIGKILL
+    assert torch.load(case.last, weights_only=True)["global_step"] == 2
+    case.taken_up(workers)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_former_one(name, sometimes, case):
+@pytest.mark.parametrize("name", QUICK)
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_former_one(name, case):
     steps = []
     for number in (4, 2, 3):  # the best one, the last one after it, another last one
         assert case.run(sabotage=partial(at_save, number, half_save)).end() == -signal.SIGKILL
         steps.append(torch.load(case.last, weights_only=True)["global_step"])
     assert steps == sorted(steps)
-    case.taken_up()
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_ctrl_c_stops_with_a_last_checkpoint_and_resumes(name, sometimes, case):
-    run = case.run("--data.num_workers=1")
-    while not case.last.exists() and run.process.is_alive():
-        time.sleep(0.01)
-    run.send(signal.SIGINT)
-    case.stopped(run)
-    assert 0 < torch.load(case.last, weights_only=True)["global_step"] < 8
     case.taken_up()
 
 
@@ -276,15 +296,15 @@ def test_ddp_with_arguments_of_its_own_is_not_refused():
             refuse_strategy(Namespace(class_path="lightning.pytorch.strategies.DDPStrategy", init_args=options))
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(0)
 def test_campaign(request, fitted, tmp_path, processes, capsys):
     """So many different pairs of a fault and an experiment, in an order that the seed draws."""
     number, record = (request.config.getoption(option) for option in ("--campaign", "--campaign-record"))
-    if not number:
-        pytest.skip("takes long: python -m pytest tests/test_faults.py -k campaign --campaign 50")
     seed = request.config.getoption("--campaign-seed")
     seed = random.randrange(10**6) if seed is None else seed
-    pairs = [(fault, name) for fault in FAULTS for name in CONFIGS]
+    faults = FAULTS | AT_RANDOM_MOMENTS
+    pairs = [(fault, name) for fault in faults for name in CONFIGS]
     random.Random(seed).shuffle(pairs)
     tried, held, failures = Counter(), Counter(), []
     for i, (fault, name) in enumerate(islice(cycle(pairs), number)):
@@ -292,18 +312,18 @@ def test_campaign(request, fitted, tmp_path, processes, capsys):
         case.folder.mkdir()
         tried[fault] += 1
         try:
-            FAULTS[fault](case)
+            faults[fault](case)
             case.taken_up()
             held[fault] += 1
             shutil.rmtree(case.folder)
         except (AssertionError, OSError, RuntimeError) as error:
             failures.append(f"{i}: {fault}, {name}: {error}")
-        rows = [{"fault": fault, "tried": tried[fault], "held": held[fault]} for fault in FAULTS if tried[fault]]
+        rows = [{"fault": fault, "tried": tried[fault], "held": held[fault]} for fault in faults if tried[fault]]
         if record:  # what is known so far: one may stop it
             content = {"seed": seed, "commit": commit(), "machine": cpu_name(), "rows": rows}
             record.write_text(json.dumps(content, indent=2) + "\n")
     with capsys.disabled():
-        print(f"\nseed {seed}: {number} faults\n{'fault':40}{'tried':>6}{'held':>6}")
+        print(f"\nseed {seed}: {number} faults\n{'fault':50}{'tried':>6}{'held':>6}")
         for row in rows:
-            print(f"{row['fault']:40}{row['tried']:6}{row['held']:6}")
+            print(f"{row['fault']:50}{row['tried']:6}{row['held']:6}")
     assert not failures, "\n\n".join(failures)

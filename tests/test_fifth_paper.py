@@ -44,11 +44,11 @@ def test_the_page_has_every_file_and_their_style_is_ours(added):
         assert run.returncode == 0, run.stdout
 
 
-def test_it_meets_the_contract(added, fitted, tmp_path_factory, capsys):
+def test_it_meets_the_contract(added, fitted, tmp_path_factory):
     folder = tmp_path_factory.mktemp
     test_experiments.test_fit_leaves_a_record_that_says_what_it_is(NAME, fitted)
     test_experiments.test_tensorboard_has_scalars_and_pictures_of_every_validation(NAME, fitted)
-    test_experiments.test_it_learns(NAME, folder("learns"), capsys)
+    test_experiments.test_forty_tiny_steps_are_better_than_one(NAME, folder("learns"))
     for verb in ("validate", "test", "predict"):
         test_experiments.test_every_verb_runs_from_a_checkpoint(NAME, verb, fitted, folder(verb))
     test_experiments.test_the_library_loads_what_the_command_line_trained(NAME, fitted)

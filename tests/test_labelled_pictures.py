@@ -104,6 +104,7 @@ def test_own_pictures_with_train_and_test_folders(tmp_path):
     assert sorted(seen(images)) == [*range(4), *range(20, 24), *range(40, 44)]
     assert [n // 20 for n in seen(images)] == labels.tolist()
     assert sorted(seen(test)) == [100, 101, 120, 121, 140, 141]
+    assert test_labels.tolist() != sorted(test_labels.tolist()), "shuffled"
     assert [n // 20 - 5 for n in seen(test)] == test_labels.tolist()
 
 

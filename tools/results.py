@@ -194,7 +194,7 @@ _FAULTS = """## Faults
 
 Runs drawn from all experiments were killed, starved of disk, or interrupted at random, and taken up again. *Held* are
 those that ended with the very weights of a run that was never disturbed. More of them: `python -m pytest
-tests/test_faults.py -k campaign --campaign 50`."""
+tests/test_faults.py -m campaign --campaign 50`."""
 
 
 def faults(folder: Path) -> str:

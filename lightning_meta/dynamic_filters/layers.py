@@ -92,7 +92,7 @@ def dynamic_convolution(x: Tensor, filters: Tensor, padding_mode: str = "zeros",
             "give one filter bank per sample"
         )
     O = filters.shape[1]
-    kh, kw = _odd_pair(tuple(filters.shape[3:]))
+    kh, kw = _odd_pair((filters.shape[3], filters.shape[4]))
     padded = _pad(x, kh, kw, padding_mode)
     with torch.autocast(x.device.type, enabled=False):  # conv2d would round x to bfloat16
         weight = filters.to(x.dtype)

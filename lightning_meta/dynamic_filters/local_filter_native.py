@@ -64,7 +64,7 @@ def backward(
         slabs = x.new_zeros(-(-H // rows), *x.shape[:3], rows + kh - 1, row_size, dtype=stats.dtype)
     y = y.to(stats.dtype).contiguous()
     _call("backward", x, filters, y, stats.contiguous(), grad_y, slabs, grad_filters, rows)
-    if slabs is not None:
+    if slabs is not None and grad_x is not None:
         total = grad_x.zero_() if grad_x.dtype == stats.dtype else torch.zeros_like(grad_x, dtype=stats.dtype)
         for part, slab in enumerate(slabs):
             to = total[..., part * rows : (part + 1) * rows + kh - 1, :]
@@ -84,7 +84,7 @@ def _call(
     grad_filters: Tensor | None = None,
     rows: int = 0,
 ) -> None:
-    x, grad_y = (None if t is None else t.to(stats.dtype).contiguous() for t in (x, grad_y))
+    x, grad_y = x.to(stats.dtype).contiguous(), grad_y if grad_y is None else grad_y.to(stats.dtype).contiguous()
     B, G, kh, kw, H, W = filters.shape
     tensors = x, filters, y, stats, grad_y, grad_x, grad_filters
     filtering = _Filtering(

@@ -82,7 +82,7 @@ def backward(
                 by_row[..., h:, :] = 0
                 torch.sum(_skewed(taps, 3, 1), 3, out=by_row[..., :h, :])
                 total[n, g, c, rows.start : rows.stop + kh - 1] += _skewed(by_row, 2, x.shape[-1]).sum(2)
-    if total is not grad_x:
+    if grad_x is not None and total is not None and total is not grad_x:
         grad_x.copy_(total)
 
 
@@ -128,14 +128,14 @@ def _tiles(filters: Tensor) -> Iterator[tuple[slice, slice, slice]]:
 
 def _scratch(filters: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Room for any tile, used again and again: fresh memory would cost more than the sums."""
-    n, g, rows = next(_tiles(filters))
-    n, g, kh, kw, h, W = filters[n, g, ..., rows, :].shape
+    samples, groups, rows = next(_tiles(filters))
+    n, g, kh, kw, h, W = filters[samples, groups, ..., rows, :].shape
     # 16 elements more than a plane: planes 2^n apart would share cache sets, and transposing them took 5x longer.
     e = filters.new_empty((n, g, kh, kw, h * W + 16), dtype=dtype)[..., : h * W].unflatten(-1, (h, W))
     product = filters.new_empty((n, g, kh, kw, h, W + kw - 1), dtype=dtype)
     product[..., W:] = 0
-    rows = filters.new_empty((n, g, kh, h + kh - 1, W + kw - 1), dtype=dtype)
-    return e, product, rows
+    by_row = filters.new_empty((n, g, kh, h + kh - 1, W + kw - 1), dtype=dtype)
+    return e, product, by_row
 
 
 def _part(scratch: Tensor, tile: Tensor) -> Tensor:

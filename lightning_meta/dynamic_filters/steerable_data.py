@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_meta.command_options import Numbers
 from lightning_meta.errors import InputError
 from lightning_meta.labelled_pictures import warn_of_stand_in
 from lightning_meta.sampling import Key, Segment, evaluation_keys, generator
@@ -99,7 +100,7 @@ class SteerablePatches(ScheduledData):
         root: str = "data",
         source: Literal["auto", "paper", "stand-in"] = "auto",
         picture: str | None = None,
-        angles: list[float] | None = None,
+        angles: Numbers | None = None,
         batch_size: int = 64,
         size: int = SIZE,
         val_patches: int = 256,

@@ -212,7 +212,7 @@ class StereoPrediction(LightningModule):
             ]
         for _, _, log, metrics in measures:
             for name, metric in metrics.items():
-                values = metric.compute().double()  # a sum in whatever order, that of one process or of two
+                values = metric.compute()
                 self.log(f"test/{log}/{name}", values.mean())
                 if isinstance(metric, Values):
                     self.log(f"test/{log}/{name}/interval", 1.96 * values.std() / len(values) ** 0.5)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_meta import stroke_figures
 from lightning_meta.averages import Mean, Values
+from lightning_meta.command_options import Numbers
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.layers import HyperLSTM
 from lightning_meta.hypernetworks.mixture import Mixture
@@ -86,7 +87,7 @@ class Handwriting(LightningModule):
         recurrent_dropout: float = 0.05,
         lr: float = 1e-4,
         lr_decay: bool = False,
-        temperatures: list[float] = [0.25, 0.5, 1.0],  # noqa: B006 - never changed
+        temperatures: Numbers = [0.25, 0.5, 1.0],  # noqa: B006 - never changed
         samples: int = 8,
         sample_length: int = 600,
     ):

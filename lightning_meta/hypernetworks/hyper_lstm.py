@@ -52,8 +52,8 @@ class _Kept(NamedTuple):
         return [_Kept(*step) for step in zip(*slabs, strict=True)]
 
 
-def _steps(slab: Tensor | None, batch_sizes: list[int], dim: int = 0) -> Sequence[Tensor | None]:
-    """Each step's rows. A slab that is too small for all steps serves each in turn."""
+def _steps(slab: Tensor | None, batch_sizes: list[int], dim: int = 0) -> Sequence[Any]:
+    """Each step's rows, or None for each step. A slab that is too small for all steps serves each in turn."""
     if slab is None:
         return [None] * len(batch_sizes)
     if slab.shape[dim] == sum(batch_sizes):
@@ -122,7 +122,7 @@ def _update_backward(
     """Gradients of the gates' sums into out (4, n, H), of c in place. Adds to grad_norm."""
     i, f, g, o = kept.gates.unbind()
     to_c = torch.ops.aten.tanh_backward(grad_h * o, kept.tanh_c)
-    if norm is not None:
+    if norm is not None and grad_norm is not None:
         _normalise_backward(to_c[None], norm[:, 4:], grad_norm[:, 4:], kept.normal[4:], kept.rstd[4:])
     grad_c += to_c
     masked = grad_c if mask is None else grad_c * mask
@@ -133,7 +133,7 @@ def _update_backward(
         torch.ops.aten.sigmoid_backward.grad_input(to, gates, grad_input=to)
     torch.ops.aten.tanh_backward.grad_input(to_g, g, grad_input=to_g)
     grad_c *= f
-    if norm is not None:
+    if norm is not None and grad_norm is not None:
         _normalise_backward(out, norm[:, :4], grad_norm[:, :4], kept.normal[:4], kept.rstd[:4])
 
 
@@ -197,9 +197,9 @@ def _step_backward(
     """
     if out is not None:
         h += out
-    if norm is not None:
+    if grad_norm is not None:
         grad_norm = grad_norm[0]
-    if scale is None:
+    if scale is None or z is None or grad_scale is None:  # the small network has none of them
         to_sums = torch.empty_like(kept.gates)
         _update_backward(kept, h, c, norm, grad_norm, mask, out=to_sums)
         for to in (_by_gate(to_z, h.shape[1]), to_x, to_products):
@@ -343,7 +343,7 @@ def hyper_lstm_backward(
         ]:
             x, hyper_x, products, hyper_products, to_x, to_hyper_x, to_products, to_hyper_products = views
             h, hyper_h, c, hyper_c = states[len(to_out)]  # their gradients
-            ours = m, x, products, z, scale, norm, keep, h, c, to_out
+            ours: tuple[Any, ...] = m, x, products, z, scale, norm, keep, h, c, to_out
             step_backward(*ours, to_x, to_products, to_z, grad_norm, grad_scale)
             through_z = to_z @ embed_weight
             if not embed_previous:
@@ -368,13 +368,33 @@ def hyper_lstm_backward(
 
 
 @hyper_lstm.register_fake
-def _(projected, weight_h, weights, norms, mask, hyper_mask, state, batch_sizes, reverse, embed_previous, keep):
+def _(
+    projected: Tensor,
+    weight_h: Tensor,
+    weights: list[Tensor],
+    norms: list[Tensor],
+    mask: Tensor | None,
+    hyper_mask: Tensor | None,
+    state: list[Tensor],
+    batch_sizes: list[int],
+    reverse: bool,
+    embed_previous: bool,
+    keep: bool,
+) -> list[Tensor]:
     output, main, hyper, *rest = _new_results(projected, weights, norms, batch_sizes, keep)
     return [output, *(torch.empty_like(part) for part in state), *main, *hyper, *rest]
 
 
 @hyper_lstm_backward.register_fake
-def _(grad_output, grad_state, projected, weight_h, weights, norms, *_):
+def _(
+    grad_output: Tensor,
+    grad_state: list[Tensor],
+    projected: Tensor,
+    weight_h: Tensor,
+    weights: list[Tensor],
+    norms: list[Tensor],
+    *_: Any,
+) -> list[Tensor]:
     return [torch.empty_like(t) for t in (projected, weight_h, *weights, *norms, *grad_state)]
 
 

@@ -144,6 +144,10 @@ class HyperLSTMCell(_HyperCell):
     """
 
     gates = 4
+    norm_weight: nn.Parameter
+    norm_bias: nn.Parameter
+    hyper_norm_weight: nn.Parameter
+    hyper_norm_bias: nn.Parameter
 
     def __init__(
         self,
@@ -198,7 +202,9 @@ class HyperLSTMCell(_HyperCell):
         embed_weight = F.pad(self.embed_weight, (0, 0, 0, 1)).flatten(0, 2)
         embed_bias = F.pad(F.pad(self.embed_bias, (0, 0, 0, 0, 0, 1)), (0, 1), value=1.0).flatten()
         forget = self.bias.new_tensor([0.0, 1.0, 0.0, 0.0, 0.0])[:, None]
-        bias, hyper_bias, norms = self.bias, self.hyper_bias, []
+        bias: Tensor = self.bias
+        hyper_bias: Tensor = self.hyper_bias
+        norms = []
         if self.layer_norm:
             norms = [
                 torch.stack([self.norm_weight, self.norm_bias + forget])[:, :, None],
@@ -271,19 +277,19 @@ class HyperRNNCell(_HyperCell):
     ) -> tuple[Tensor, tuple[Tensor]]:
         """All steps. Arguments and results as of ``HyperLSTMCell.sequence``, with (h,) for (h, c)."""
         H, S = self.hidden_size, self.hyper_size
-        (state,), weight_h = state, self._weight_h()
+        (both,), weight_h = state, self._weight_h()
         outputs = []
         steps = self._project(x).split(batch_sizes)  # one view a step, one gradient for all
         for projected in reversed(steps) if reverse else steps:
             (x_main, x_hyper), n = projected.split([H, S], -1), len(projected)
-            h, hyper_h = state[:n].split([H, S], -1)
+            h, hyper_h = both[:n].split([H, S], -1)
             h_main, h_hyper = F.linear(h, weight_h).split([H, S], -1)
             hyper_h = torch.tanh(x_hyper + h_hyper + F.linear(hyper_h, self.hyper_weight_hh, self.hyper_bias))
             d_h, d_x, b = self.scales(torch.cat([h, hyper_h], -1))[:, :, 0].unbind(1)
             h = torch.tanh(d_h * h_main + d_x * x_main + b)
             outputs.append(h)
-            state = torch.cat([torch.cat([h, hyper_h], -1), state[n:]])
-        return torch.cat(outputs[::-1] if reverse else outputs), (state,)
+            both = torch.cat([torch.cat([h, hyper_h], -1), both[n:]])
+        return torch.cat(outputs[::-1] if reverse else outputs), (both,)
 
 
 class Recurrent(nn.Module):
@@ -293,6 +299,7 @@ class Recurrent(nn.Module):
     """
 
     cell: type[nn.Module]
+    cells: Any  # an nn.ModuleList of them
     states: int  # tensors of a state
 
     def __init__(
@@ -321,15 +328,16 @@ class Recurrent(nn.Module):
     def _run(
         self, x: Tensor | PackedSequence, state: Sequence[Tensor] | None
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        packed = isinstance(x, PackedSequence)
-        unbatched = not packed and x.ndim == 2
-        data = x.data if packed else x.unsqueeze(1) if unbatched else x.transpose(0, 1) if self.batch_first else x
+        packed, data = (x, x.data) if isinstance(x, PackedSequence) else (None, x)
+        unbatched = not packed and data.ndim == 2
+        if not packed:
+            data = data.unsqueeze(1) if unbatched else data.transpose(0, 1) if self.batch_first else data
         if data.ndim != (2 if packed else 3) or data.shape[-1] != self.input_size or not data.numel():
             raise ValueError(
                 f"expected x of 2 or 3 dimensions, the last of {self.input_size} (input_size), none of them 0, got "
                 f"{tuple(x.data.shape)}: reshape x"
             )
-        sizes = x.batch_sizes.tolist() if packed else [data.shape[1]] * data.shape[0]
+        sizes = packed.batch_sizes.tolist() if packed else [data.shape[1]] * data.shape[0]
         expected = (len(self.cells), sizes[0], self.cells[0].state_size)
         if state is None:
             state = (self.cells[0].start(sizes[0]).expand(expected),) * self.states
@@ -340,8 +348,8 @@ class Recurrent(nn.Module):
                 f"expected {self.states} state tensors of shape {expected} (layers * directions, B, units of a state), "
                 f"got {[tuple(s.shape) for s in state]}: pass the state that a call returned"
             )
-        if packed and x.sorted_indices is not None:
-            state = [s.index_select(1, x.sorted_indices) for s in state]
+        if packed and packed.sorted_indices is not None:
+            state = [s.index_select(1, packed.sorted_indices) for s in state]
         if not packed:
             data = data.flatten(0, 1)
         last = []
@@ -356,9 +364,9 @@ class Recurrent(nn.Module):
             last += [final for _, final in found]
         state = tuple(torch.stack(parts) for parts in zip(*last, strict=True))
         if packed:
-            if x.unsorted_indices is not None:
-                state = tuple(s.index_select(1, x.unsorted_indices) for s in state)
-            return x._replace(data=data), state
+            if packed.unsorted_indices is not None:
+                state = tuple(s.index_select(1, packed.unsorted_indices) for s in state)
+            return packed._replace(data=data), state
         data = data.unflatten(0, (len(sizes), -1))
         if unbatched:
             return data.squeeze(1), tuple(s.squeeze(1) for s in state)
@@ -399,7 +407,8 @@ class HyperLSTM(Recurrent):
         Returns:
             Output as x is, with H (or 2H) for I; (h, c) after each sample's last step.
         """
-        return self._run(x, state)
+        output, (h, c) = self._run(x, state)
+        return output, (h, c)
 
 
 class HyperRNN(Recurrent):
@@ -460,8 +469,10 @@ class KernelGenerator(nn.Module):
         """New embeddings (count, Z) for a kernel whose outputs sum over so many inputs."""
         z = nn.Parameter(torch.empty(count, self.embedding_size))
         if self.init == "paper":
-            return _truncated_normal(z, 1.0, mean=0.01)
-        return nn.init.normal_(z, std=math.sqrt(2 / fan_in))
+            _truncated_normal(z, 1.0, mean=0.01)
+        else:
+            nn.init.normal_(z, std=math.sqrt(2 / fan_in))
+        return z
 
     def forward(self, z: Tensor) -> Tensor:
         """Kernels (J, out_channels, in_channels, f, f) of embeddings (J, Z)."""

@@ -5,7 +5,7 @@ Each has a plain twin that learns the same kernels itself. Shapes: B pictures; k
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class ConvolutionalClassifier(nn.Module):
 
     shape: tuple[int, int, int]  # of a picture
     shown: dict[str, int]  # the kernels to look at, by name
-    convolutions: nn.ModuleList
+    convolutions: Any  # an nn.ModuleList of nn.Conv2d and HyperConv2d
 
     def kernels(self) -> list[Tensor]:
         """The kernel (out, in, f, f) of every convolution, written or learned, from the first to the last."""
@@ -75,7 +75,7 @@ class DigitNetwork(ConvolutionalClassifier):
         super().__init__()
         first = nn.Conv2d(1, 16, 7, padding=3)
         if hyper:
-            second = HyperConv2d(16, 16, KernelGenerator(16, 16, 7, embedding_size, init), padding=3)
+            second: nn.Module = HyperConv2d(16, 16, KernelGenerator(16, 16, 7, embedding_size, init), padding=3)
         else:
             second = nn.Conv2d(16, 16, 7, padding=3)
         self.convolutions = nn.ModuleList([first, second])
@@ -135,8 +135,8 @@ class WideResNet(ConvolutionalClassifier):
             wide = 16 * 2**stage * width
             for i in range(2 * N):
                 stride = 2 if stage and not i else 1
-                if hyper:
-                    layer = HyperConv2d(channels, wide, generator, stride, padding=1)
+                if generator:
+                    layer: nn.Module = HyperConv2d(channels, wide, generator, stride, padding=1)
                 else:
                     layer = nn.Conv2d(channels, wide, 3, stride, padding=1)
                 self.convolutions.append(layer)
@@ -151,13 +151,12 @@ class WideResNet(ConvolutionalClassifier):
         """Logits (B, classes) of pictures (B, 3, 32, 32), and the kernels that were used."""
         kernels = self.kernels()
         x = x.contiguous(memory_format=torch.channels_last)  # a fifth faster on a CPU
-        first, *layers = zip(self.norms, self.convolutions, kernels, strict=False)
-        norm, *convolution = first
-        x = torch.relu(norm(convolve(x, *convolution)))
+        (norm, layer, kernel), *layers = zip(self.norms, self.convolutions, kernels, strict=False)
+        x = torch.relu(norm(convolve(x, layer, kernel)))
         for one, two in zip(layers[::2], layers[1::2], strict=True):
             y = x
-            for norm, *convolution in (one, two):
-                y = convolve(torch.relu(norm(y)), *convolution)
+            for norm, layer, kernel in (one, two):
+                y = convolve(torch.relu(norm(y)), layer, kernel)
             stride = x.shape[-1] // y.shape[-1]
             x = F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, y.shape[1] - x.shape[1])) + y
         return self.last(torch.relu(self.norms[-1](x)).mean((2, 3))), kernels
@@ -179,7 +178,8 @@ class FullyConnectedNetwork(nn.Module):
     def __init__(self, hyper: bool = True, classes: int = 10):
         super().__init__()
         self.generator = CoordinateNetwork() if hyper else None
-        self.weight = None if hyper else nn.Parameter(nn.init.kaiming_normal_(torch.empty(256, 28 * 28)))
+        if not hyper:
+            self.weight = nn.Parameter(nn.init.kaiming_normal_(torch.empty(256, 28 * 28)))
         self.bias = nn.Parameter(torch.zeros(256))
         self.last = nn.Linear(256, classes)
 
@@ -207,4 +207,4 @@ def _start(layers: nn.ModuleList, init: str) -> None:
         if isinstance(layer, nn.Conv2d):
             std = 0.01 if init == "paper" else math.sqrt(2 / layer.weight[0].numel())
             nn.init.trunc_normal_(layer.weight, 0.0, std, -2 * std, 2 * std)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # torch allows none, these have one

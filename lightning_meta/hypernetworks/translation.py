@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics.text import SacreBLEUScore
 
-from lightning_meta.averages import Mean
+from lightning_meta.averages import PRECISE, Mean
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.recurrent import Network
 from lightning_meta.hypernetworks.translation_data import Sentences, dictionary, padded, spread, unigram_nats
@@ -100,8 +100,7 @@ class Translation(LightningModule):
         except ValueError as error:
             raise InputError(f"model: {error}") from error
         self.vocabulary: Pieces | None = None
-        # in float64, so that it does not matter which process saw what
-        self.costs = nn.ModuleDict({name: Mean().set_dtype(torch.float64) for name in ("val", "test")})
+        self.costs = nn.ModuleDict({name: Mean() for name in ("val", "test")})
         self.bleu = nn.ModuleDict({name: SacreBLEUScore() for name in ("val", "beam", "greedy", "words", "copy")})
 
     def configure_optimizers(self):
@@ -157,7 +156,7 @@ class Translation(LightningModule):
             self._log_bleu(name, f"test/bleu/{name}")
 
     def _log_cost(self, name: str, batch: Sentences) -> None:
-        nats, count = self.translator(batch.source, batch.target).double().sum(), (batch.target != PAD).sum()
+        nats, count = self.translator(batch.source, batch.target).to(PRECISE).sum(), (batch.target != PAD).sum()
         self.costs[name].update(nats / count, weight=count)
         self.log(f"{name}/log_perplexity", self.costs[name], prog_bar=name == "val", batch_size=_n(batch))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_meta.command_options import Integers
 from lightning_meta.errors import InputError
 from lightning_meta.labelled_pictures import (
     LabelledPictures,
@@ -231,7 +232,7 @@ class DigitProblems(ClassificationProblems):
         source: Literal["auto", "paper", "stand-in"] = "auto",
         download: bool = True,
         pictures: str | None = None,
-        hidden: list[int] = [20],  # noqa: B006 - never changed
+        hidden: Integers = [20],  # noqa: B006 - never changed
         activation: Literal["sigmoid", "relu"] = "sigmoid",
         minibatch: int = 128,
         start_std: float = 0.01,
@@ -275,7 +276,7 @@ class PictureProblems(ClassificationProblems):
         source: Literal["auto", "paper", "stand-in"] = "auto",
         download: bool = True,
         pictures: str | None = None,
-        labels: list[int] | None = None,
+        labels: Integers | None = None,
         channels: int = 16,
         minibatch: int = 128,
         start_std: float = 0.01,

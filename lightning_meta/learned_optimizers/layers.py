@@ -5,6 +5,7 @@ Shapes: B inner problems of n coordinates (parameters) each; N coordinates in on
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,9 @@ class LearnedRule(nn.Module):
         options: Of ``UpdateNetwork``, for each network.
     """
 
-    def __init__(self, separate_convolutions: bool = False, **options):
+    networks: Any  # an nn.ModuleDict of UpdateNetwork
+
+    def __init__(self, separate_convolutions: bool = False, **options: Any):
         super().__init__()
         names = ("kernels", "others") if separate_convolutions else ("all",)
         self.networks = nn.ModuleDict({name: UpdateNetwork(**options) for name in names})
@@ -125,7 +128,7 @@ class LearnedRule(nn.Module):
         """(T, B, n), n the coordinates of parameters of these ``shapes``, to (T, B*k) for each network."""
         if "all" in self.networks:
             return {"all": values.flatten(1)}
-        parts = dict.fromkeys(map(self.name_of, shapes), ())
+        parts: dict[str, tuple[Tensor, ...]] = dict.fromkeys(map(self.name_of, shapes), ())
         for part, shape in zip(values.split([math.prod(s) for s in shapes], -1), shapes, strict=True):
             parts[self.name_of(shape)] += (part,)
         return {name: torch.cat(part, -1).flatten(1) for name, part in parts.items()}

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from lightning_meta.averages import Mean, Values
+from lightning_meta.command_options import Numbers
 from lightning_meta.curves import loss_curves
 from lightning_meta.errors import InputError
 from lightning_meta.figures import write_png
@@ -80,7 +81,7 @@ class LearningToLearn(LightningModule):
         imitation_lr: float = 0.01,
         lr: float = 1e-2,
         lr_decay: bool = True,
-        baselines: dict[str, list[float]] = {  # noqa: B006 - never changed
+        baselines: dict[str, Numbers] = {  # noqa: B006 - never changed
             "SGD": [1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0],
             "momentum": [1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0],
             "NAG": [1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0],

@@ -221,7 +221,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             name: list(zip(*(torch.cat([state[key] for state in states], 1) for key in ("h", "c")), strict=True))
             for name, states in members.items()
         }
-        gradients = torch.cat([parameter.grad.flatten().to(dtype) for parameter in parameters])
+        gradients = torch.cat([p.grad.flatten().to(dtype) for p in parameters if p.grad is not None])
         with torch.autocast(device.type, enabled=False):
             updates, after = rule(gradients[None, None], before, shapes)
         for name, states in members.items():

@@ -3,6 +3,8 @@
 Shapes: B examples; d inner channels; f the side of a filter; n pictures that are seen with one example's filters.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,12 +41,12 @@ class _Depthwise(torch.autograd.Function):
         return F.conv2d(x, filters[:, None].to(x.dtype), padding=padding, groups=len(filters))
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, filters, ctx.padding = inputs
         ctx.save_for_backward(x, filters)
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, filters = (saved.to(grad_output.dtype) for saved in ctx.saved_tensors)
         groups, padding = len(filters), ctx.padding
         grad_x = grad_filters = None
@@ -146,7 +148,7 @@ def begin_as_filters(last: nn.Conv2d | nn.Linear, kernel_size: int, spread: floa
         kernel_size: f.
         spread: Standard deviation relative to the bias.
     """
-    nn.init.normal_(last.bias, std=1 / kernel_size)
+    nn.init.normal_(last.bias, std=1 / kernel_size)  # type: ignore[arg-type]  # torch allows none, this has one
     nn.init.normal_(last.weight, std=spread / kernel_size / last.weight[0].numel() ** 0.5)
 
 

@@ -153,8 +153,7 @@ class LearnetTracking(LightningModule):
     def on_test_epoch_end(self) -> None:
         values = {}
         for name, metric in self.test_distances.items():
-            # summed in float64, so that it does not matter which process saw what
-            values[name] = {"peak to object, pixels": metric.compute().double().mean()}
+            values[name] = {"peak to object, pixels": metric.compute().mean()}
             metric.reset()
         for name, mine in self.runs.items():
             runs = self._of_all_processes(mine)

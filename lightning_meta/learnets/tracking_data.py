@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_meta.command_options import Numbers
 from lightning_meta.errors import InputError
 from lightning_meta.learnets.tracker import EXEMPLAR, context_side, crops
 from lightning_meta.sampling import (
@@ -172,7 +173,7 @@ def own_film(path: str, box: list[float] | None) -> Film:
         InputError: Where there is no box, it does not lie in the first frame, or the video cannot be read.
     """
     if box is None:
-        raise InputError("no box: say where the object is in the first frame, --data.box [left,top,width,height]")
+        raise InputError("no box: say where the object is in the first frame, --data.box left,top,width,height")
     first = next(clips.read_frames(path))
     return Film(Path(path).stem, partial(clips.read_frames, path), tracks.own_box(box, *first.shape[1:]))
 
@@ -237,7 +238,7 @@ class TrackingVideos(ScheduledData):
         layout: Literal["vid", "got10k"] = "vid",
         sequences: str | None = None,
         video: str | None = None,
-        box: list[float] | None = None,
+        box: Numbers | None = None,
         batch_size: int = 8,
         search_size: Literal[239, 255] = 255,
         shift: float = EVALUATION_SHIFT,
