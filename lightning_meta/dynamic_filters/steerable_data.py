@@ -78,7 +78,7 @@ class SteerablePatches(ScheduledData):
     being equally likely.
 
     Args:
-        root: Folder with ``steerable/``, which holds three PNG or JPG pictures at least.
+        root: Folder with ``steerable/``, which holds three PNG, JPG or WebP pictures at least.
         source: ``paper`` insists on these; ``stand-in`` takes photographs that come with installed packages; ``auto``
             the pictures where they lie, else the stand-in.
         picture: What ``predict`` filters, of any size. None: a test patch.
@@ -132,7 +132,9 @@ class SteerablePatches(ScheduledData):
         h, folder = self.hparams, Path(self.hparams.root) / "steerable"
         paths = photos.picture_paths(folder) if folder.is_dir() else []
         if h.source == "paper" and len(paths) < 3:
-            raise InputError(f"{folder}: {len(paths)} pictures: put natural pictures there, three PNG or JPG at least")
+            raise InputError(
+                f"{folder}: {len(paths)} pictures: put natural pictures there, three PNG, JPG or WebP at least"
+            )
         if h.source == "stand-in" or len(paths) < 3:
             if h.source == "auto":
                 warn_of_stand_in("three pictures", folder, "bundled photographs, a stand-in")

@@ -75,7 +75,7 @@ def download_cifar10(root: str | Path) -> None:
 
 
 def class_folders(path: str | Path, size: int = 32, split: str | None = None) -> tuple[Tensor, Tensor, list[str]]:
-    """Read PNG and JPG pictures sorted into one folder a class: ``<class>/<picture>`` or ``<split>/<class>/<picture>``.
+    """Read pictures (PNG, JPG or WebP), one folder a class: ``<class>/<picture>`` or ``<split>/<class>/<picture>``.
 
     Args:
         path: The folder around them, or a .tar, .tar.gz, .tar.xz or .zip archive of what it holds. An archive is read
@@ -105,10 +105,10 @@ def class_folders(path: str | Path, size: int = 32, split: str | None = None) ->
     names = sorted(classes)
     if not any(classes.values()):
         where = f"<class>/<picture> or {split}/<class>/<picture>" if split else "<class>/<picture>"
-        raise InputError(f"{path} holds no class folders: sort PNG or JPG pictures into {where}")
+        raise InputError(f"{path} holds no class folders: sort PNG, JPG or WebP pictures into {where}")
     for name in names:
         if not classes[name]:
-            raise InputError(f"{path}: the class {name} has no PNG or JPG pictures: add some or remove its folder")
+            raise InputError(f"{path}: the class {name} has no PNG, JPG or WebP pictures: add some or remove it")
     if len(names) < 2:
         raise InputError(f"{path} holds only the class {names[0]}: give at least 2 classes")
     images = np.empty((sum(map(len, classes.values())), 3, size, size), np.uint8)

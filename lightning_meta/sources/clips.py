@@ -24,8 +24,8 @@ def read_clip(path: str | Path, max_frames: int | None = None) -> Tensor:
     """Read the frames of a clip, in order and in grey (ITU-R BT.601 luma, full range).
 
     Args:
-        path: A video or an animated GIF (anything that ffmpeg reads), or a folder of PNG or JPG pictures in natural
-            order (``frame2`` before ``frame10``; hidden files and other kinds of file are passed over).
+        path: A video or an animated GIF (anything that ffmpeg reads), or a folder of PNG, JPG or WebP pictures in
+            natural order (``frame2`` before ``frame10``; hidden files and other kinds of file are passed over).
         max_frames: Stop after this many frames; none: read all.
 
     Returns:
@@ -125,7 +125,7 @@ def _frames(path: str | Path, grey: bool) -> Iterator[Tensor]:
     """Yields (H, W) in grey or (H, W, 3) in colour, all of one size."""
     path = Path(path).absolute()  # ffmpeg takes "a:b.gif" for a protocol, "/home/a:b.gif" for a file
     if not path.exists():
-        raise InputError(f"{path} does not exist: give a video, a GIF or a folder of PNG or JPG pictures")
+        raise InputError(f"{path} does not exist: give a video, a GIF or a folder of PNG, JPG or WebP pictures")
     first = None
     for name, frame in (_pictures if path.is_dir() else _video)(path, grey):
         first = first or (name, frame.shape)

@@ -170,8 +170,8 @@ def one_shot_runs(root: str | Path, size: int = 28) -> list[Run]:
 def own_alphabets(folder: str | Path, size: int = 28) -> list[OwnAlphabet]:
     """Read a user's pictures, ``<alphabet>/examples/<class>.png`` and ``<alphabet>/queries/<any name>.png``.
 
-    A picture, PNG or JPG of any size and colour, may be dark on light or light on dark: its border is taken for paper.
-    It is filled up with paper to a square, shrunk, and stretched so that its darkest ink is 255.
+    A picture, PNG, JPG or WebP of any size and colour, may be dark on light or light on dark: its border is taken for
+    paper. It is filled up with paper to a square, shrunk, and stretched so that its darkest ink is 255.
 
     Args:
         folder: Folder of the alphabets' folders.

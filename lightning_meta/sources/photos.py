@@ -38,9 +38,9 @@ def read_picture(path: str | Path) -> Tensor:
     import numpy as np
 
     if os.path.isdir(path):
-        raise InputError(f"{path} is a folder: give one PNG or JPG picture")
+        raise InputError(f"{path} is a folder: give one PNG, JPG or WebP picture")
     if not os.path.exists(path):
-        raise InputError(f"{path} does not exist: give a PNG or JPG picture")
+        raise InputError(f"{path} does not exist: give a PNG, JPG or WebP picture")
     return torch.from_numpy(np.array(decode(path, path))).movedim(-1, 0).contiguous()
 
 
@@ -75,7 +75,7 @@ def decode(file: str | Path | BinaryIO, name: str | Path) -> "Image":
 
 
 def picture_paths(folder: str | Path) -> list[Path]:
-    """The PNG and JPG pictures of a folder, in natural order (``frame2`` before ``frame10``).
+    """The PNG, JPG and WebP pictures of a folder, in natural order (``frame2`` before ``frame10``).
 
     Hidden files and other kinds of file are passed over.
 
@@ -85,16 +85,18 @@ def picture_paths(folder: str | Path) -> list[Path]:
     try:
         paths = list(Path(folder).iterdir())
     except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}): give a folder of PNG or JPG pictures") from error
+        raise InputError(
+            f"{folder} cannot be read ({error.strerror}): give a folder of PNG, JPG or WebP pictures"
+        ) from error
     paths = [path for path in paths if is_picture(path)]
     if not paths:
-        raise InputError(f"{folder} holds no PNG or JPG pictures: put some there or give another folder")
+        raise InputError(f"{folder} holds no PNG, JPG or WebP pictures: put some there or give another folder")
     return sorted(paths, key=_natural)
 
 
 def is_picture(path: PurePath) -> bool:
-    """Whether this is the name of a PNG or JPG picture and not that of a hidden file."""
-    return path.suffix.lower() in (".png", ".jpg", ".jpeg") and not path.name.startswith(".")
+    """Whether this is the name of a PNG, JPG or WebP picture and not that of a hidden file."""
+    return path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and not path.name.startswith(".")
 
 
 def bundled_photographs() -> dict[str, Tensor]:

@@ -26,7 +26,8 @@ from lightning_meta.sources.cifar import archive_members, read_member
 
 _AGAIN = "copy or download it again"
 _TRAIN, _VALIDATION = ("trainset.txt", "testset_f.txt"), ("testset_v.txt", "testset_t.txt")
-_LINES, _ARCHIVE, _TASK = "lineStrokes", "lineStrokes-all.tar.gz", "task1"
+_LINES, _TASK = "lineStrokes", "task1"
+_ARCHIVES = "lineStrokes-all.tar.gz", "lineStrokes-all.tar.xz"
 _HOW_TO_GET = "get it from the IAM On-Line Handwriting Database (fki.tic.heia-fr.ch, free after registration)"
 _LARGEST = 2**28  # bytes of one unpacked part of a stroke file
 _LARGEST_TEXT = 2**24  # bytes of an XML file; a long line of IAM's has a tenth of a million
@@ -89,8 +90,8 @@ def iam_online(root: str | Path, shortest: int = 300) -> Strokes:
 
     Args:
         root: Folder that holds ``iam-ondb/``, and this the folder ``lineStrokes/`` (preferred) or
-            ``lineStrokes-all.tar.gz``, which is read in memory, and the four lists of form names, as files or in
-            ``task1/``, ``task1.tar.gz`` or ``task1.zip``.
+            ``lineStrokes-all.tar.gz`` or ``.tar.xz``, which is read in memory, and the four lists of form names, as
+            files or in ``task1/``, ``task1.tar.gz`` or ``task1.zip``.
         shortest: Lines of fewer points are removed; 300 in the paper.
 
     Returns:
@@ -123,7 +124,7 @@ def iam_online(root: str | Path, shortest: int = 300) -> Strokes:
 
 def has_iam_online(root: str | Path) -> bool:
     """Whether the lines are there, folder or archive; what is missing or broken beside them ``iam_online`` names."""
-    return any(os.path.lexists(Path(root) / "iam-ondb" / name) for name in (_LINES, _ARCHIVE))
+    return any(os.path.lexists(Path(root) / "iam-ondb" / name) for name in (_LINES, *_ARCHIVES))
 
 
 def stroke_file(path: str | Path) -> Strokes:
@@ -337,14 +338,14 @@ def _iam_lines(folder: Path, forms: set[str]) -> dict[str, dict[str, np.ndarray]
     def form(path: PurePosixPath | Path) -> str:
         return path.stem.rpartition("-")[0]
 
-    lines, archive = folder / _LINES, folder / _ARCHIVE
+    lines, archives = folder / _LINES, [folder / name for name in _ARCHIVES]
     if os.path.lexists(lines):
         files = ((path, where, content) for path, where, content in _files(lines, lambda path: form(path) in forms))
-    elif os.path.lexists(archive):
+    elif archive := next(filter(os.path.lexists, archives), None):
         members = archive_members(archive, lambda path: path.suffix == ".xml" and form(path) in forms)
         files = ((path, f"{archive}: {path}", content) for path, content in members if content is not None)
     else:
-        raise InputError(f"IAM-OnDB: {archive} is missing: {_HOW_TO_GET} and put it there, or unpack it to {lines}")
+        raise InputError(f"IAM-OnDB: {archives[0]} is missing: {_HOW_TO_GET} and put it there, or unpack it to {lines}")
     result: dict[str, dict[str, np.ndarray]] = {}
     for path, where, content in files:
         result.setdefault(form(path), {})[path.name] = _pen(content, where)

@@ -49,7 +49,7 @@ def sequences(root: str | Path) -> list[Track]:
             each line the corners of a rotated rectangle (8 numbers, also taken for ``corners``) or a box (4), used as
             it is; or else ``groundtruth_rect.txt`` (OTB; ``groundtruth_rect.2.txt`` is a second object), each line a
             box counted from 1, so that 1 is subtracted. A file of that name that counts from 0 is one pixel off, which
-            does no harm. Frames are the PNG or JPG pictures in ``img/``, in ``color/`` or beside the file.
+            does no harm. Frames are the PNG, JPG or WebP pictures in ``img/``, in ``color/`` or beside the file.
 
     Returns:
         The sequences in order of their names, which are their paths below the root. Frames after OTB's last box are

@@ -240,7 +240,7 @@ def test_a_turned_phone_video_comes_back_upright_in_colour(tmp_path):
 
 def test_refuses_what_is_no_clip(tmp_path):
     refused(tmp_path / "none.mp4", "does not exist")
-    refused(tmp_path, "no PNG or JPG")
+    refused(tmp_path, "no PNG, JPG or WebP")
     for suffix in ("png", "jpg", "bmp"):
         Image.new("L", (8, 8)).save(tmp_path / f"one.{suffix}")
         refused(tmp_path / f"one.{suffix}", "single picture", "folder")

@@ -318,7 +318,7 @@ def test_refuses_what_is_no_alphabet(own):
     check(marks / "queries/blank.png", "not a picture")
     for path in (marks / "queries").iterdir():
         path.unlink()
-    check(marks / "queries", "no PNG or JPG")
+    check(marks / "queries", "no PNG, JPG or WebP")
     (marks / "queries").rmdir()
     check(marks, "no folder queries")
     (marks / "queries").mkdir()

@@ -26,10 +26,10 @@ def palette():
     return picture
 
 
-@pytest.mark.parametrize("suffix", ["png", "PNG", "bmp", "tiff"])
+@pytest.mark.parametrize("suffix", ["png", "PNG", "bmp", "tiff", "webp"])
 def test_a_lossless_picture_comes_back_exactly(tmp_path, suffix):
     path = tmp_path / f"picture.{suffix}"
-    Image.fromarray(noise()).save(path)
+    Image.fromarray(noise()).save(path, lossless=True)
     for given in (path, str(path)):
         picture = read_picture(given)
         assert picture.shape == (3, 6, 9)
@@ -44,7 +44,7 @@ def test_a_jpg_comes_back_nearly(tmp_path):
     assert (read_picture(tmp_path / "picture.jpg")[:, 5, 5] - torch.tensor([200, 100, 50])).abs().max() < 3
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_a_turned_phone_picture_comes_back_upright(tmp_path, suffix):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned clockwise
@@ -92,6 +92,16 @@ def test_every_kind_of_picture_becomes_rgb_on_white(tmp_path, picture, options, 
     assert read.flatten(1).unique(dim=1).shape == (3, 1)
 
 
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_of_an_animation_the_first_frame_is_taken(tmp_path, suffix):
+    first, *others = (Image.new("RGB", (5, 4), (grey,) * 3) for grey in (40, 90, 200))
+    path = tmp_path / f"picture.{suffix}"
+    first.save(path, save_all=True, append_images=others)
+    with Image.open(path) as opened:
+        assert opened.n_frames == 3
+    assert (read_picture(path).int() - 40).abs().max() < 3
+
+
 def test_refuses_a_missing_file_a_folder_and_what_is_no_picture(tmp_path):
     refused(read_picture, tmp_path / "none.png", "does not exist")
     refused(read_picture, tmp_path, "is a folder")
@@ -100,7 +110,7 @@ def test_refuses_a_missing_file_a_folder_and_what_is_no_picture(tmp_path):
         refused(read_picture, tmp_path / "text.png", "not a picture")
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tiff"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tiff", "webp"])
 def test_refuses_a_truncated_picture(tmp_path, suffix):
     path = tmp_path / f"picture.{suffix}"
     Image.fromarray(noise(40, 40)).save(path)
@@ -123,7 +133,7 @@ def test_refuses_a_decompression_bomb(tmp_path, monkeypatch):
 
 
 def test_picture_paths_are_in_natural_order(tmp_path):
-    names = ["a2.png", "a9.JPG", "a010.png", "a10.png", "a100.jpeg", "B1.Png"]
+    names = ["a2.png", "a9.JPG", "a010.png", "a10.png", "a100.jpeg", "a101.webp", "B1.Png"]
     for name in [*names[::-1], ".a1.png", "notes.txt", "a1.gif"]:
         (tmp_path / name).touch()
     assert picture_paths(tmp_path) == [tmp_path / name for name in names]
@@ -131,7 +141,7 @@ def test_picture_paths_are_in_natural_order(tmp_path):
 
 
 def test_picture_paths_refuses_what_is_no_folder_of_pictures(tmp_path):
-    refused(picture_paths, tmp_path, "holds no PNG or JPG")
+    refused(picture_paths, tmp_path, "holds no PNG, JPG or WebP")
     refused(picture_paths, tmp_path / "none", "No such file")
     (tmp_path / "file.png").touch()
     refused(picture_paths, tmp_path / "file.png", "Not a directory")

@@ -67,7 +67,7 @@ def root(tmp_path):
 
 
 def pack(root, name, *paths):
-    with tarfile.open(root / "iam-ondb" / name, "w:gz") as archive:
+    with tarfile.open(root / "iam-ondb" / name, f"w:{name[-2:]}") as archive:
         for path in paths:
             archive.add(root / "iam-ondb" / path, path)
     for path in paths:
@@ -147,12 +147,14 @@ def test_one_line_from_a_file(tmp_path):
     refused(lambda: read_line(tmp_path / "none.xml"), "none.xml cannot be read")
 
 
-@pytest.mark.parametrize("packed", ["", "lines", "lists", "zip"])
+@pytest.mark.parametrize("packed", ["", "lines", "lines by xz", "lists", "zip"])
 def test_reads_iam_with_the_split_of_graves(root, packed):
     folder = root / "iam-ondb"
     assert has_iam_online(root)
     if packed == "lines":
         pack(root, "lineStrokes-all.tar.gz", "lineStrokes")
+    if packed == "lines by xz":
+        pack(root, "lineStrokes-all.tar.xz", "lineStrokes")
     if packed == "lists":
         pack(root, "task1.tar.gz", *LISTS)
     if packed == "zip":
@@ -408,6 +410,21 @@ def test_a_damaged_pickle_is_refused_or_read_but_nothing_else():
 def test_a_stroke_file_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(strokes, "_LARGEST", 100)
     refused(lambda: stroke_file(write(tmp_path / "a.npz", **three())), "train", "more than 100")
+
+
+def test_reads_the_real_iam(real_data, tmp_path):
+    folder = tmp_path / "iam-ondb"
+    folder.mkdir()
+    (folder / "lineStrokes-all.tar.xz").symlink_to(real_data / "iam-ondb" / "lineStrokes-all.tar.xz")
+    for name in LISTS:  # all 12,179 lines would take ten seconds
+        forms = (real_data / "iam-ondb" / name).read_text().split()
+        (folder / name).write_text("\n".join(forms[:5]))
+    train, val, test = iam_online(tmp_path)
+    assert (len(train), len(val)) == (102, 32)
+    assert test is val
+    for line in train + val:
+        assert 300 <= len(line) < 3000
+        assert np.abs(line[:, :2].sum(0)).argmax() == 0  # a line is written along x
 
 
 @pytest.mark.parametrize(

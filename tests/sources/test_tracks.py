@@ -152,7 +152,7 @@ def test_refuses_no_sequences_and_no_frames(tmp_path):
     refused(lambda: sequences(tmp_path / "none"), "no sequences")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "groundtruth.txt").write_text(POLYGON)
-    refused(lambda: sequences(tmp_path), "holds no PNG or JPG")
+    refused(lambda: sequences(tmp_path), "holds no PNG, JPG or WebP")
     (tmp_path / "a" / "00000001.jpg").write_bytes(b"no picture")
     refused(lambda: sequences(tmp_path), "00000001.jpg is not a picture")
 
@@ -344,7 +344,8 @@ def test_real_sequences(real_data):
         pytest.skip("no tracking/ among the real data")
     found = {track.name: track for track in sequences(real_data / "tracking")}
     lengths = {name: len(track) for name, track in found.items()}
-    assert lengths == {"davis/car-shadow": 40, "otb/Basketball": 725, "otb/Dudek20": 20, "vot/bag": 196}
+    otb = {"otb/Basketball": 725, "otb/David": 471, "otb/Dudek20": 20}
+    assert lengths == {"davis/car-shadow": 40, "vot/bag": 196} | otb
     assert found["otb/Basketball"].boxes[0].tolist() == [197, 213, 34, 81]
     assert found["vot/bag"].corners.shape == (196, 4, 2)
     for track in found.values():
