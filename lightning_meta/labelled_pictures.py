@@ -94,7 +94,8 @@ def read_cifar10(root: str, source: Source, pictures: str | None) -> LabelledPic
 def own_pictures(path: str, size: int) -> LabelledPictures:
     """A user's folders of pictures, one a class, scaled to ``size``; or an archive of them.
 
-    Without a ``test`` folder every sixth picture of the (shuffled) ones there is for testing.
+    Both parts are shuffled, so that the first few pictures are of all classes. Without a ``test`` folder every sixth
+    picture is for testing.
 
     Raises:
         InputError: Where they cannot be read, or training and test classes differ.
@@ -104,8 +105,8 @@ def own_pictures(path: str, size: int) -> LabelledPictures:
     if names != test_names:
         raise InputError(f"{path}: the classes of train and test differ, {names} and {test_names}: use the same names")
     one_set = torch.equal(images, test)
-    order = torch.from_numpy(generator(0).permutation(len(images)))
-    images, labels = images[order], labels[order]
+    order, test_order = (torch.from_numpy(generator(0).permutation(len(part))) for part in (images, test))
+    images, labels, test, test_labels = images[order], labels[order], test[test_order], test_labels[test_order]
     if one_set:
         held_out = torch.arange(len(images)) % 6 == 5
         images, labels, test, test_labels = images[~held_out], labels[~held_out], images[held_out], labels[held_out]
