@@ -94,7 +94,8 @@ def read_cifar10(root: str, source: Source, pictures: str | None) -> LabelledPic
 def own_pictures(path: str, size: int) -> LabelledPictures:
     """A user's folders of pictures, one a class, scaled to ``size``; or an archive of them.
 
-    Without a ``test`` folder every sixth picture of the (shuffled) ones there is for testing.
+    Both parts are shuffled, so that the first few pictures are of all classes. Without a ``test`` folder every sixth
+    picture is for testing.
 
     Raises:
         InputError: Where they cannot be read, or training and test classes differ.

@@ -8,7 +8,7 @@ from lightning_meta.dynamic_filters.driving_data import DrivingVideo
 from lightning_meta.errors import InputError
 from lightning_meta.sampling import Segment
 from lightning_meta.sources import drives, photos
-from lightning_meta.sources.clips import write_gif, write_mp4
+from lightning_meta.sources.clips import read_clip, write_gif, write_mp4
 from tests.conftest import arguments
 
 
@@ -139,6 +139,10 @@ def test_predict_goes_on_with_a_video_of_ones_own(tmp_path):
     main(["predict", *arguments("dfn_highway", tmp_path, f"--data.clip={clip}", "--data.predict_sequences=2")])
     written = sorted(path.name for path in (tmp_path / "dfn_highway" / "predictions").iterdir())
     assert written == [f"00{i}_{name}" for i in (0, 1) for name in ("animation.gif", "flow.png", "frames.png")]
+    for i, grey in enumerate((0, 120)):  # every second frame of the clip is 16 levels brighter
+        shown = read_clip(tmp_path / "dfn_highway" / "predictions" / f"00{i}_animation.gif")
+        levels = [frame.flatten().mode().values.item() for frame in shown[:3]]
+        assert levels == pytest.approx([grey, grey + 16, grey + 32], abs=2)
     numbered(tmp_path / "short.gif", 2)  # of which every second is read
     with pytest.raises(SystemExit, match="the clip gives 1 frames; the model goes on from 3: give a longer one"):
         main(["predict", *arguments("dfn_highway", tmp_path, f"--data.clip={tmp_path / 'short.gif'}")])

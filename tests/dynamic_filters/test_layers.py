@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_meta.dynamic_filters.layers import (
@@ -284,8 +285,10 @@ def test_compiled_gradients_equal_eager(backend, layout):
     def function(x, f):
         return 2 * dynamic_local_filter(x + 1, f * 0.5, 9)
 
-    compiled = torch.compile(function, backend=backend, fullgraph=True)
+    compiler = CompileCounterWithBackend(backend)
+    compiled = torch.compile(function, backend=compiler, fullgraph=True)
     got, wanted = ((y, *torch.autograd.grad(y, (x, f), grad_y)) for y in (compiled(x, f), function(x, f)))
+    assert compiler.frame_count == 1
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from lightning_meta.dynamic_filters import local_filter, local_filter_native, local_filter_plain
 from lightning_meta.dynamic_filters.layers import DynamicLocalFilter, dynamic_local_filter
@@ -159,11 +160,13 @@ def test_native_compiled_and_exported():
     def function(x, f):
         return 2 * dynamic_local_filter(x + 1, f * 0.5, 9)
 
-    compiled = torch.compile(function, fullgraph=True)
+    compiler = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(function, backend=compiler, fullgraph=True)
     grad_y = torch.randn_like(x)
     got, wanted = ((y, *torch.autograd.grad(y, (x, f), grad_y)) for y in (compiled(x, f), function(x, f)))
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert compiler.frame_count == 1
     x, f = x.detach(), f.detach()
     program = torch.export.export(DynamicLocalFilter(9), (x, f))
     assert torch.equal(program.module()(x, f), dynamic_local_filter(x, f, 9))

@@ -181,6 +181,15 @@ def test_class_folders_of_the_users_own(tmp_path):
         assert data.data_name.startswith("pictures of own")
 
 
+def test_the_first_test_pictures_are_of_all_classes(tmp_path):
+    for split, count in (("train", 40), ("test", 30)):
+        paint(tmp_path / "own" / split, 3, count)
+    data = set_up(CIFAR10, pictures=str(tmp_path / "own"), source="auto", test_pictures=30)
+    pictures = data.sets["test"]
+    assert torch.equal(pictures.images[:, 0, 0, 0], 100 * pictures.labels), "each with its own label"
+    assert pictures.labels.bincount(minlength=3).min() > 5
+
+
 def test_pictures_to_predict(tmp_path, small_sources):
     ink = np.full((56, 70, 3), 250, np.uint8)
     ink[20:36, 30:40] = 10

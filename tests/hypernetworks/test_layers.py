@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from lightning_meta.hypernetworks import HyperLSTM, HyperLSTMCell, HyperRNN, HyperRNNCell, fused, hyper_lstm
@@ -307,7 +308,8 @@ def test_at_the_start_nothing_depends_on_the_small_network():
     x, state = torch.randn(8, 3), (cell.start(2),) * 2
     output, _ = cell.sequence(x, [2] * 4, state)
     small = [weight for name, weight in cell.named_parameters() if name.startswith("hyper_")]
-    assert not any(grad.any() for grad in torch.autograd.grad(output.square().sum(), small))
+    assert not any(grad.any() for grad in torch.autograd.grad(output.square().sum(), small, retain_graph=True))
+    assert all(grad.any() for grad in torch.autograd.grad(output.square().sum(), (cell.weight_hh, cell.weight_ih)))
     torch.nn.init.normal_(cell.hyper_weight_ih)
     assert torch.equal(cell.sequence(x, [2] * 4, state)[0], output)
 
@@ -397,11 +399,13 @@ def test_the_operators_meet_what_torch_asks_of_them():
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_compiled_it_computes_the_same(layer_norm):
     lstm = randomised(HyperLSTM(3, 5, 2, bidirectional=True, hyper_size=4, embedding_size=2, layer_norm=layer_norm))
-    compiled = torch.compile(copy.deepcopy(lstm), backend="aot_eager", fullgraph=True)
+    compiler = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(copy.deepcopy(lstm), backend=compiler, fullgraph=True)
     x = torch.randn(3, 2, 3, dtype=torch.float64)
     for run in (lstm, compiled):
         output, (h, c) = run(x)
         (output.square().sum() + h.sum() + c.sum()).backward()
+    assert compiler.frame_count == 1
     torch.testing.assert_close(compiled(x)[0], lstm(x)[0])
     for a, b in zip(compiled.parameters(), lstm.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
@@ -409,18 +413,30 @@ def test_compiled_it_computes_the_same(layer_norm):
 
 @pytest.mark.parametrize("layer", [HyperLSTM, HyperRNN])
 def test_bfloat16(layer):
+    """Outputs and gradients, with weights that let every part count: at the start the output is nearly zero."""
     ours = layer(8, 16, 2, hyper_size=8, bidirectional=True)
+    for weight in ours.parameters():
+        nn.init.normal_(weight, std=0.3)
     x = torch.randn(6, 4, 8)
-    wanted = ours(x)[0]
+
+    def run(model, x):
+        model.zero_grad()
+        output = model(x)[0]
+        output.float().square().sum().backward()
+        return output.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    def error(found, wanted):
+        return ((found.float() - wanted).norm() / wanted.norm()).item()
+
+    wanted, wanted_gradient = run(ours, x)
     with torch.autocast("cpu", torch.bfloat16):
-        output = ours(x)[0]
-    output.float().square().sum().backward()
-    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in ours.parameters())
-    torch.testing.assert_close(output.float(), wanted, rtol=0.1, atol=0.03)
-    output = ours.bfloat16()(x.bfloat16())[0]
-    assert output.dtype == torch.bfloat16
-    output.sum().backward()
-    torch.testing.assert_close(output.float(), wanted, rtol=0.1, atol=0.03)
+        mixed = run(ours, x)
+    narrow = run(ours.bfloat16(), x.bfloat16())
+    for (output, gradient), dtype in ((mixed, torch.float32), (narrow, torch.bfloat16)):
+        assert gradient.dtype == dtype
+        assert error(output, wanted) < 0.02
+        assert error(gradient, wanted_gradient) < 0.04
+    assert narrow[0].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -439,13 +455,19 @@ def test_both_forms_of_a_step_compute_the_same(monkeypatch, options, dropout, dt
     torch.set_num_threads(2)
     x = pack_sequence([torch.randn(n, 3, dtype=working, requires_grad=True) for n in (4,) * 11 + (3,) * 8 + (1,)])
 
+    call, calls = fused._call, []
+    monkeypatch.setattr(fused, "_call", lambda *arguments: calls.append(True) or call(*arguments))
+
     def run(worth: int) -> list[Tensor]:
+        calls.clear()
         monkeypatch.setattr(hyper_lstm, "WORTH_BUILDING", worth)
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             output, state = lstm(x)
         loss = output.data.sum() + sum(part.square().sum() for part in state)
-        return [output.data, *state, *torch.autograd.grad(loss, (x.data, *lstm.parameters()))]
+        gradients = torch.autograd.grad(loss, (x.data, *lstm.parameters()))
+        assert bool(calls) == (worth == 0), "which form ran"
+        return [output.data, *state, *gradients]
 
     for a, b in zip(run(worth=0), run(worth=2**60), strict=True):
         scale = b.abs().max()
@@ -469,7 +491,9 @@ def test_without_a_compiler_it_runs(monkeypatch, tmp_path, compiler):
     monkeypatch.setattr(fused, "_library", fused._library.__wrapped__)
     monkeypatch.setattr(hyper_lstm, "WORTH_BUILDING", 0)
     lstm, _ = both_layers()
-    assert lstm(torch.zeros(2, 3, 3, dtype=torch.float64))[0].isfinite().all()
+    cell, x = lstm.cells[0], torch.randn(2, 3, 3, dtype=torch.float64)
+    wanted, _ = by_equations(cell, x, [torch.zeros(3, 9, dtype=torch.float64)] * 2)
+    torch.testing.assert_close(lstm(x)[0], wanted)
     assert not list(tmp_path.rglob("*.so"))
 
 

@@ -88,12 +88,13 @@ def test_numbers_of_weights():
     assert sum(p.numel() for p in LearnedRule(separate_convolutions=True).parameters()) == 2 * 5301
 
 
-def test_the_first_updates_are_small_and_have_no_common_sign():
-    torch.manual_seed(0)
-    net = UpdateNetwork(output_scale=1.0)
-    updates, _ = net(torch.tensor([[-1.0, 1.0]]), net.start(2))
-    assert 0 < updates.abs().max() < 0.03
-    assert net.output.bias.count_nonzero() == 0
+def test_the_first_updates_are_small_whatever_the_gradient():
+    """Most starts move all coordinates in one direction, so only the size is promised."""
+    for seed in range(50):
+        torch.manual_seed(seed)
+        net = UpdateNetwork(output_scale=1.0)
+        updates, _ = net(torch.tensor([[-1.0, 1.0, 0.0, 1e-3, -30.0]]), net.start(5))
+        assert 1e-4 < updates.abs().max() < 0.015
 
 
 @pytest.mark.parametrize("options", [{}, {"p": None}, {"num_layers": 1}, {"num_layers": 3, "p": 5.0}])

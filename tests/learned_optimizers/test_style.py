@@ -91,6 +91,11 @@ def test_predict_paints_the_users_picture_and_names_a_corrupt_one(tmp_path):
     assert {path.name for path in folder.iterdir()} == {"000.png", "000.gif", "000_curves.png", "000_sheet.png"}
     assert Image.open(folder / "000.png").size == (64, 32)
     assert Image.open(folder / "000.gif").n_frames > 2
+    painted = (folder / "000.png").read_bytes()
+    for option, seed in (("content", 2), ("style", 3)):  # both count
+        other = [*own, f"--data.{option}={save(tmp_path / 'other.png', seed, 40, 80)}"]
+        main(["predict", *options, *other, "--data.size=64"])
+        assert (folder / "000.png").read_bytes() != painted
     (tmp_path / "me.png").write_bytes(b"no picture")
     with pytest.raises(SystemExit, match=r"me\.png"):
         main(["predict", *options, *own])

@@ -10,6 +10,7 @@ from PIL import Image
 
 from lightning_meta.cli import main
 from lightning_meta.errors import InputError
+from lightning_meta.learnets.one_shot import OneShotRecognition
 from lightning_meta.learnets.one_shot_data import (
     Characters,
     EpisodeSet,
@@ -561,13 +562,16 @@ def test_own_alphabets_are_answered_on_the_command_line(tmp_path, own, capsys):
     folder = tmp_path / "learnet_omniglot" / "predictions"
     pictures = {f"{name}_{what}.png" for name in ("strokes", "two") for what in ("answers", "responses")}
     assert {path.name for path in folder.iterdir()} == {"strokes.txt", "two.txt"} | pictures
+    checkpoint = tmp_path / "learnet_omniglot" / "checkpoints" / "best.ckpt"
+    model = OneShotRecognition.load_from_checkpoint(checkpoint, weights_only=True).eval()
+    _, two = pictured(data := data_of("predict", alphabets=str(own)), data.predict_dataloader())
+    with torch.no_grad():
+        best, places = model.class_scores(two.exemplars, two.queries)[0].max(0)
     header, *lines = (folder / "two.txt").read_text().splitlines()
     assert header.split("\t") == ["query", "answer", "score"]
-    assert [line.split("\t")[0] for line in lines] == ["again.png", "near 10.png", "near 30.png"]
-    for line in lines:
-        _, answer, score = line.split("\t")
-        assert answer in ("at 10", "at 30")
-        float(score)
+    for line, query, place, score in zip(lines, ("again", "near 10", "near 30"), places, best, strict=True):
+        assert line.split("\t")[:2] == [f"{query}.png", ("at 10", "at 30")[place]]
+        assert float(line.split("\t")[2]) == pytest.approx(score.item(), abs=2e-3)
     for name in pictures:
         with Image.open(folder / name) as image:
             assert min(image.size) > 60

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lightning_meta.errors import InputError
 from lightning_meta.learnets.tracker import (
@@ -85,7 +86,10 @@ def test_every_parameter_learns():
         net = network(variant).train()
         scores = net(net.describe(torch.rand(2, 3, 127, 127)), torch.rand(2, 3, 239, 239))
         logistic_loss(scores[:, 0], labels(scores[:, 0], torch.tensor([1, -1]), torch.zeros(2, 2))).backward()
+        convolutions = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
+        shifts = {layer.bias for layer in convolutions}  # a batch norm takes most of these off again
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+        assert all(p.grad.abs().max() > 1e-5 for p in net.parameters() if p not in shifts)
 
 
 def test_labels_are_positive_around_the_object():

@@ -22,7 +22,7 @@ from lightning_meta.learnets.tracking_data import (
 )
 from lightning_meta.learnets.tracking_figures import triplet_sheet, with_boxes
 from lightning_meta.sampling import Segment
-from lightning_meta.sources.clips import read_clip, write_mp4
+from lightning_meta.sources.clips import read_frames, write_mp4
 from lightning_meta.sources.tracks import Track
 from tests.conftest import arguments
 
@@ -97,7 +97,7 @@ def test_frames_without_a_box_are_passed_over():
     triplets = TripletSet([spied], "test")
     for index in range(20):
         triplets[index, SEGMENT]
-    assert set(used) <= set(range(7, 12))
+    assert set(used) == set(range(7, 12))
     assert torch.equal(film(spied).box, video.boxes[7])
     assert len(list(film(spied).frames())) == 5
 
@@ -152,20 +152,29 @@ def test_a_film_needs_a_box_within_its_first_frame(tmp_path):
 
 
 def test_predict_follows_the_users_box(tmp_path):
-    """From a checkpoint of one step, whose random network finds a plain red square all the same."""
+    """Two squares pass each other. One training step leaves the network random, but it finds plain squares."""
     main(["fit", *arguments(NAME, tmp_path, "--trainer.max_steps=1", "--trainer.val_check_interval=1")])
-    pictures = tmp_path / "my clip"
+    pictures, written = tmp_path / "my clip", tmp_path / NAME / "predictions"
     pictures.mkdir()
-    for t in range(6):
-        Image.fromarray(red_square().frame(t).movedim(0, -1).numpy()).save(pictures / f"{t}.png")
+    squares = [[(20 + 3 * t, 30) for t in range(20)], [(120 - 3 * t, 70) for t in range(20)]]
+    for t in range(20):
+        picture = np.full((120, 160, 3), 90, np.uint8)
+        for colour, square in enumerate(squares):
+            x, y = square[t]
+            picture[y : y + 20, x : x + 20] = 250 * np.eye(3)[colour + 1]  # green, blue
+        Image.fromarray(picture).save(pictures / f"{t:02d}.png")
     options = arguments(NAME, tmp_path, f"--data.video={pictures}")
-    main(["predict", *options, "--data.box=[30,40,20,20]"])
-    written = tmp_path / NAME / "predictions"
-    boxes = np.loadtxt(written / "my clip.txt", delimiter=",")
-    assert boxes.shape == (6, 4)
-    assert boxes[0].tolist() == [30, 40, 20, 20]
-    assert np.isfinite(boxes).all()
-    assert read_clip(written / "my clip.mp4").shape == (6, 120, 160)
+    for square in squares:
+        start = [*square[0], 20, 20]
+        main(["predict", *options, f"--data.box={start}"])
+        boxes = np.loadtxt(written / "my clip.txt", delimiter=",")
+        assert boxes.shape == (20, 4)
+        assert boxes[0].tolist() == start
+        assert np.abs(boxes[:, :2] - square).max() < 6  # of 57 pixels that it moves
+        drawn = list(read_frames(written / "my clip.mp4"))
+        assert [frame.shape for frame in drawn] == [(3, 120, 160)] * 20
+        y, x = ((drawn[-1][0] > 150) & (drawn[-1][1] < 100)).nonzero().double().mean(0).tolist()  # the red frame
+        assert [x, y] == pytest.approx((boxes[-1, :2] + 9.5).tolist(), abs=8)
     with pytest.raises(SystemExit, match="outside the frame"):
         main(["predict", *options, "--data.box=[300,40,20,20]"])
 
