@@ -12,7 +12,7 @@ import torch
 from benchmarks.report import parse, report, seconds
 from lightning_meta.hypernetworks.recurrent import Network
 from lightning_meta.hypernetworks.translator import Translator
-from lightning_meta.sources.pieces import EOS, UNKNOWN
+from lightning_meta.sources.subwords import EOS, UNKNOWN
 
 
 class Setting(NamedTuple):

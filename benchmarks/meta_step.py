@@ -9,7 +9,7 @@ from benchmarks.report import parse, peak_bytes, report, seconds
 from lightning_meta.learned_optimizers.layers import LearnedRule, log_sign
 from lightning_meta.learned_optimizers.problems import MLP, Classification, Quadratics
 from lightning_meta.learned_optimizers.unroll import Problems, first_order_loss, unroll
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 
 SETTINGS = [("MNIST's MLP", 1, 20), ("MNIST's MLP", 1, 5), ("MNIST's MLP", 1, 100), ("quadratics", 128, 20)]
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_meta.cli import prepare_processor
-from lightning_meta.reports import commit, cpu_name
+from lightning_meta.running.machine import commit, cpu_name
 
 
 def parse(name: str, description: str, arguments: list[str]) -> argparse.Namespace:

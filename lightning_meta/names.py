@@ -14,7 +14,7 @@ CLASSES = {  # class: the module below lightning_meta that defines it
     "VideoPrediction": "dynamic_filters.video",
     "StereoPrediction": "dynamic_filters.stereo",
     "SteerableFilters": "dynamic_filters.steerable",
-    "MovingMNIST": "dynamic_filters.data",
+    "MovingMNIST": "dynamic_filters.moving_mnist_data",
     "DrivingVideo": "dynamic_filters.driving_data",
     "StereoPairs": "dynamic_filters.stereo_data",
     "SteerablePatches": "dynamic_filters.steerable_data",
@@ -33,11 +33,11 @@ CLASSES = {  # class: the module below lightning_meta that defines it
     "Translations": "hypernetworks.translation_data",
     "LearningToLearn": "learned_optimizers.learning_to_learn",
     "LearningStyle": "learned_optimizers.style",
-    "QuadraticProblems": "learned_optimizers.data",
-    "DigitProblems": "learned_optimizers.data",
-    "PictureProblems": "learned_optimizers.data",
+    "QuadraticProblems": "learned_optimizers.learning_to_learn_data",
+    "DigitProblems": "learned_optimizers.learning_to_learn_data",
+    "PictureProblems": "learned_optimizers.learning_to_learn_data",
     "StyleProblems": "learned_optimizers.style_data",
-    "AtomicCheckpointIO": "checkpoints",
+    "AtomicCheckpointIO": "storage.checkpoints",
 }
 
 

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_meta.cli import main
-from lightning_meta.schedule import MetaSchedule
+from lightning_meta.running.schedule import MetaSchedule
 from tests.conftest import arguments
 
 Sabotage = Callable[[], None]  # called in the process before it runs

@@ -11,14 +11,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lightning_meta import catalogue, weight_files
-from lightning_meta.checkpoints import read_checkpoint
+from lightning_meta import catalogue
 from lightning_meta.cli import main
 from lightning_meta.dynamic_filters.steerable import SteerableFilters
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.optimizer import read_rule
-from lightning_meta.reports import amounts
-from lightning_meta.weight_files import shipped
+from lightning_meta.running.measures import amounts
+from lightning_meta.storage import weights
+from lightning_meta.storage.checkpoints import read_checkpoint
+from lightning_meta.storage.weights import shipped
 from tests.conftest import CONFIGS, ROOT, arguments
 
 
@@ -62,7 +63,7 @@ def test_what_comes_with_the_package(name):
     assert path.stat().st_size < 2_500_000  # the learnet has 600,896 weights
     tensors, metadata = contents(path)
     notes = json.loads(metadata["notes"])
-    assert metadata["fingerprint"] == weight_files._fingerprint(notes, tensors)
+    assert metadata["fingerprint"] == weights._fingerprint(notes, tensors)
     assert {tensor.dtype for tensor in tensors.values()} <= {torch.float32, torch.int64}
     text = path.with_suffix(".md").read_text()
     assert notes["data"].rsplit("; ", 1)[0] in text
@@ -201,9 +202,9 @@ def test_shared_weights_are_stored_once_and_more_than_weights_is_kept(tmp_path):
     }
     record = {"steps": 3, "seconds": 4, "model": {"pair": [1, 2]}, "data": "some; more", "seed": 0, "commit": None}
     path = tmp_path / "some.safetensors"
-    weight_files.write(path, checkpoint, record)
+    weights.write(path, checkpoint, record)
     assert path.stat().st_size < 45_000
-    read = weight_files.read(path)
+    read = weights.read(path)
     state = read["state_dict"]
     assert state.keys() == checkpoint["state_dict"].keys()
     assert all(torch.equal(state[name], value.float()) for name, value in checkpoint["state_dict"].items())
@@ -219,7 +220,7 @@ def test_weights_name_their_class_by_its_short_name_or_by_a_former_path(shared, 
     assert notes["class_path"] == "SteerableFilters"
     notes["class_path"] = "lightning_meta.a_former_place.SteerableFilters"
     path = tmp_path / "former.safetensors"
-    save_file(tensors, path, {"notes": json.dumps(notes), "fingerprint": weight_files._fingerprint(notes, tensors)})
+    save_file(tensors, path, {"notes": json.dumps(notes), "fingerprint": weights._fingerprint(notes, tensors)})
     assert type(catalogue.load(path)) is type(catalogue.load(shared[1])) is SteerableFilters
 
 
@@ -280,7 +281,7 @@ def test_files_of_something_else(shared, tmp_path, change, complaint):
     notes = json.loads(metadata["notes"])
     change(tensors, notes)
     sums = tensors if complaint != "damaged" else {}  # numpy knows no bfloat16
-    save_file(tensors, path, {"notes": json.dumps(notes), "fingerprint": weight_files._fingerprint(notes, sums)})
+    save_file(tensors, path, {"notes": json.dumps(notes), "fingerprint": weights._fingerprint(notes, sums)})
     assert complaint in refused(catalogue.load, path)
 
 
@@ -289,5 +290,5 @@ def test_sizes_take_no_memory_before_they_are_compared(tmp_path):
     tensors, metadata = contents(shipped()["hyper_handwriting"])
     notes = json.loads(metadata["notes"])
     notes["hyper_parameters"]["hidden_size"] = 10**7  # 1.6 PB
-    save_file(tensors, path, {"notes": json.dumps(notes), "fingerprint": weight_files._fingerprint(notes, tensors)})
+    save_file(tensors, path, {"notes": json.dumps(notes), "fingerprint": weights._fingerprint(notes, tensors)})
     assert "does not fit the model that it names" in refused(catalogue.load, path)

@@ -17,10 +17,10 @@ from PIL import Image
 
 from lightning_meta import catalogue, cli
 from lightning_meta.cli import main
-from lightning_meta.dynamic_filters.data import moving_digits, trajectory
+from lightning_meta.drawing.files import write_gif
+from lightning_meta.dynamic_filters.moving_mnist_data import moving_digits, trajectory
 from lightning_meta.dynamic_filters.video import VideoPrediction
-from lightning_meta.sampling import generator
-from lightning_meta.sources.clips import write_gif
+from lightning_meta.seeding import generator
 from tests.conftest import CONFIGS, ROOT, arguments
 
 

@@ -21,8 +21,8 @@ from jsonargparse import Namespace
 
 from lightning_meta.cli import main, refuse_strategy
 from lightning_meta.errors import InputError
-from lightning_meta.files import whole
-from lightning_meta.reports import commit, cpu_name
+from lightning_meta.running.machine import commit, cpu_name
+from lightning_meta.storage.atomic import whole
 from tests.conftest import CONFIGS, arguments
 from tests.runs import (
     Run,

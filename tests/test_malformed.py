@@ -33,32 +33,33 @@ import torch
 from PIL import Image
 from safetensors.torch import save as safetensors
 
-from lightning_meta import catalogue, weight_files
-from lightning_meta.checkpoints import read_checkpoint
+from lightning_meta import catalogue
 from lightning_meta.cli import main
-from lightning_meta.dynamic_filters.data import fixed_test_sequences
+from lightning_meta.dynamic_filters.moving_mnist_data import fixed_test_sequences
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.features import Features, load_features
 from lightning_meta.learned_optimizers.layers import LearnedRule
 from lightning_meta.learned_optimizers.optimizer import _options, read_rule, write_rule
 from lightning_meta.learned_optimizers.problem_sets import OneQuadratic
 from lightning_meta.sources import (
+    characters,
     cifar,
-    clips,
     digits,
-    drives,
-    glyphs,
-    pairs,
-    photos,
-    pieces,
+    driving,
+    image_files,
+    parallel_text,
     stereo,
     strokes,
+    subwords,
     text,
     tracks,
+    video_files,
 )
+from lightning_meta.storage import weights
+from lightning_meta.storage.checkpoints import read_checkpoint
 from tests.conftest import arguments
 from tests.sources.test_cifar import python2
-from tests.sources.test_pieces import TEXTS
+from tests.sources.test_subwords import TEXTS
 from tools import results
 
 MEMORY, SECONDS = 3 * 2**29, 20  # what a case may take
@@ -270,7 +271,7 @@ def write_omniglot_zip(folder: Path) -> Path:
 
 
 def read_omniglot(folder: Path) -> None:
-    alphabets = glyphs.omniglot(folder, evaluation=False, size=8)
+    alphabets = characters.omniglot(folder, evaluation=False, size=8)
     pictures(*(alphabet.images for alphabet in alphabets.values()))
     assert alphabets
 
@@ -285,7 +286,7 @@ def write_runs(folder: Path) -> Path:
 
 
 def read_runs(folder: Path) -> None:
-    runs = glyphs.one_shot_runs(folder, 8)
+    runs = characters.one_shot_runs(folder, 8)
     assert len(runs) == 20
     for run in runs:
         pictures(run.training, run.test)
@@ -299,25 +300,25 @@ def write_own_alphabets(folder: Path) -> Path:
 
 
 def read_own_alphabets(folder: Path) -> None:
-    for alphabet in glyphs.own_alphabets(folder, 8):
+    for alphabet in characters.own_alphabets(folder, 8):
         pictures(alphabet.examples, alphabet.queries)
         assert len(alphabet.classes) == len(alphabet.examples) > 1
 
 
 def read_photograph(name: str) -> Callable[[Path], None]:
-    return lambda folder: pictures(photos.read_picture(folder / name))
+    return lambda folder: pictures(image_files.read_picture(folder / name))
 
 
 FRAMES = torch.from_numpy(RANDOM.integers(0, 256, (5, 16, 16), np.uint8))
 
 
 def write_gif(folder: Path) -> Path:
-    clips.write_gif(folder / "clip.gif", FRAMES)
+    video_files.write_gif(folder / "clip.gif", FRAMES)
     return folder / "clip.gif"
 
 
 def write_mp4(folder: Path) -> Path:
-    clips.write_mp4(folder / "clip.mp4", (frame.expand(3, -1, -1) for frame in FRAMES), 10)
+    video_files.write_mp4(folder / "clip.mp4", (frame.expand(3, -1, -1) for frame in FRAMES), 10)
     return folder / "clip.mp4"
 
 
@@ -327,8 +328,8 @@ def write_frames(folder: Path) -> Path:
 
 def read_frames(name: str) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
-        pictures(clips.read_clip(folder / name, 50))
-        pictures(*list(clips.read_frames(folder / name)))
+        pictures(video_files.read_clip(folder / name, 50))
+        pictures(*list(video_files.read_frames(folder / name)))
 
     return read
 
@@ -420,7 +421,7 @@ def write_packed_pairs(folder: Path) -> Path:
 
 def read_pairs(name: str) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
-        for part in pairs.folder(folder / name)[:3]:
+        for part in parallel_text.folder(folder / name)[:3]:
             assert len(part.source) == len(part.target) > 0
             assert all(part.source + part.target)
 
@@ -428,7 +429,7 @@ def read_pairs(name: str) -> Callable[[Path], None]:
 
 
 def read_lines(folder: Path) -> None:
-    assert all(pairs.sentences(folder / "sentences.txt"))
+    assert all(parallel_text.sentences(folder / "sentences.txt"))
 
 
 def write_vot(folder: Path) -> Path:
@@ -481,11 +482,11 @@ def read_pieces(folder: Path) -> None:
         content = (folder / "pieces").read_bytes()
     except OSError as error:  # the reader is of bytes, not of a file
         raise InputError("no bytes to read") from error
-    learned = pieces.Pieces(content)
+    learned = subwords.Pieces(content)
     assert learned.decode(learned.encode(["the cat"]))
 
 
-VOCABULARY = pieces.train_pieces(TEXTS, 330)
+VOCABULARY = subwords.train_pieces(TEXTS, 330)
 WEIGHTS = {"layer.weight": torch.ones(4, 3), "layer.bias": torch.zeros(4)}
 
 
@@ -612,13 +613,13 @@ def write_highway(folder: Path) -> Path:
 
 
 def read_highway(folder: Path) -> None:
-    (frames,) = drives.read_highway(folder / "highwayDriving_train.h5", ["highway_L"])
+    (frames,) = driving.read_highway(folder / "highwayDriving_train.h5", ["highway_L"])
     assert frames.dtype == np.uint8
     assert frames.shape[1:] == (64, 64)
 
 
 def write_shipped(folder: Path) -> Path:
-    return put(folder / "model.safetensors", weight_files.find("dfn_steerable").read_bytes())
+    return put(folder / "model.safetensors", weights.find("dfn_steerable").read_bytes())
 
 
 def read_shipped(folder: Path) -> None:

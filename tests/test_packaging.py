@@ -14,7 +14,7 @@ import lightning_meta
 from lightning_meta.data_terms import UNKNOWN, terms
 from lightning_meta.hypernetworks import text_data, translation_data
 from lightning_meta.learnets.tracking_data import LAYOUTS
-from lightning_meta.weight_files import shipped
+from lightning_meta.storage.weights import shipped
 from tests.conftest import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

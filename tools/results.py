@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from lightning_meta.errors import InputError
-from lightning_meta.files import write_text
-from lightning_meta.reports import amounts
+from lightning_meta.running.measures import amounts
+from lightning_meta.storage.atomic import write_text
 from tools.plots import Bar, Panel, bars
 
 ROOT = Path(__file__).parents[1]

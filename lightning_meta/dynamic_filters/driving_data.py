@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from lightning_meta.dynamic_filters.data import SPLITS, ClipData, DrawnClips, FixedClips
+from lightning_meta.dynamic_filters.moving_mnist_data import SPLITS, ClipData, DrawnClips, FixedClips
 from lightning_meta.errors import InputError
-from lightning_meta.labelled_pictures import warn_of_stand_in
-from lightning_meta.sampling import generator
-from lightning_meta.sources import drives, photos
+from lightning_meta.seeding import generator
+from lightning_meta.sources import driving, image_files
+from lightning_meta.sources.labelled_images import warn_of_stand_in
 
 STAND_IN = "drives over bundled photographs, a stand-in for driving video"
 
@@ -50,7 +50,7 @@ class DrawnDrives(DrawnClips):
     def sequence(self, index: int, frames: int) -> tuple[np.ndarray, np.ndarray | None]:
         random = generator(*self.key, index)
         photograph = self.photographs[random.integers(len(self.photographs))]
-        seen, flow = drives.drawn_drive(photograph, frames, random)
+        seen, flow = driving.drawn_drive(photograph, frames, random)
         return seen, flow if self.with_flow else None
 
 
@@ -105,7 +105,7 @@ class DrivingVideo(ClipData):
         h, videos = self.hparams, self.read()
         self.counts = {"val": h.val_sequences, "test": h.test_sequences or 1000, "predict": h.predict_sequences}
         if videos is None:
-            found = {name: photos.grey(picture) for name, picture in photos.bundled_photographs().items()}
+            found = {name: image_files.grey(picture) for name, picture in image_files.bundled_photographs().items()}
             names = {"train": ("china", "flower"), "val": ("minduka",), "test": ("grace_hopper",)}
             pictures = {split: [found[name] for name in names[split]] for split in names}
             self.train_set = DrawnDrives(pictures["train"], "train", h.seed)
@@ -119,7 +119,7 @@ class DrivingVideo(ClipData):
             self.counts["predict"] = min(self.counts["predict"], self.counts["test"])
             self.test_name = "later frames"
         if stage == "predict" and h.clip:
-            video = drives.read_drive(h.clip)
+            video = driving.read_drive(h.clip)
             self.test_set = self._windows("predict", [video], h.predict_sequences)
         self.save_hyperparameters({"data_name": self.data_name})
 
@@ -141,7 +141,7 @@ class DrivingVideo(ClipData):
         paper, found = folder / "highway" / "highwayDriving_train.h5", folder / "video" / "highway"
         if h.video is None and (h.source == "paper" or (h.source == "auto" and paper.exists())):
             train, test = (
-                drives.read_highway(paper.with_name(f"highwayDriving_{split}.h5"), ["highway_L"])[0]
+                driving.read_highway(paper.with_name(f"highwayDriving_{split}.h5"), ["highway_L"])[0]
                 for split in ("train", "test")
             )
             self.data_name = "the authors' highway recording"
@@ -155,7 +155,7 @@ class DrivingVideo(ClipData):
         self.data_name = f"{', '.join(path.name for path in paths)}"
         splits: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
         for path in paths:
-            frames = drives.read_drive(path)
+            frames = driving.read_drive(path)
             cuts = len(frames) * 8 // 10, len(frames) * 9 // 10
             for split, part in zip(splits, np.split(frames, cuts), strict=True):
                 if not _pieces([part], h.frames, h.frame_step):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import lightning_meta.dynamic_filters.local_filter  # noqa: F401 - the operator has to be known
+import lightning_meta.dynamic_filters.ops.local_filter  # noqa: F401 - the operator has to be known
 
 
 class Forecaster(nn.Module):

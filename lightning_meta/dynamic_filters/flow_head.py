@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lightning_meta.dynamic_filters.frame_scores import end_point_error
 from lightning_meta.errors import InputError
-from lightning_meta.learning_rate import cosine
-from lightning_meta.reports import Measure
+from lightning_meta.running.learning_rates import cosine
+from lightning_meta.running.measures import Measure
 
 _UNIT = "px, first predicted frame"
 MEASURES = (

@@ -9,13 +9,13 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_meta.averages import Mean, Values
-from lightning_meta.curves import picture_sheet
+from lightning_meta.drawing.sheets import picture_sheet
 from lightning_meta.dynamic_filters.frame_scores import squared_error
 from lightning_meta.dynamic_filters.layers import dynamic_convolution
 from lightning_meta.dynamic_filters.steerable_data import Patches
-from lightning_meta.learning_rate import by_step, cosine, halved
-from lightning_meta.reports import Measure
+from lightning_meta.running.learning_rates import by_step, cosine, halved
+from lightning_meta.running.measures import Measure
+from lightning_meta.running.metrics import Mean, Values
 
 K = 9
 DIRECTIONS = 8  # of the baseline that has a few fixed filters

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.command_options import Numbers
 from lightning_meta.errors import InputError
-from lightning_meta.labelled_pictures import warn_of_stand_in
-from lightning_meta.sampling import Key, Segment, evaluation_keys, generator
-from lightning_meta.scheduled_data import ScheduledData
-from lightning_meta.sources import photos
+from lightning_meta.running.data_module import ScheduledData
+from lightning_meta.running.segments import Key, Segment, evaluation_keys
+from lightning_meta.seeding import generator
+from lightning_meta.sources import image_files
+from lightning_meta.sources.labelled_images import warn_of_stand_in
 
 SIZE = 64  # side of a patch in validation and test
 SPLITS = {"train": 0, "val": 1, "test": 2}
@@ -131,7 +132,7 @@ class SteerablePatches(ScheduledData):
     def read(self) -> tuple[dict[str, list[np.ndarray]], str]:
         """Grey pictures of each split, and what they are."""
         h, folder = self.hparams, Path(self.hparams.root) / "steerable"
-        paths = photos.picture_paths(folder) if folder.is_dir() else []
+        paths = image_files.picture_paths(folder) if folder.is_dir() else []
         if h.source == "paper" and len(paths) < 3:
             raise InputError(
                 f"{folder}: {len(paths)} pictures: put natural pictures there, three PNG, JPG or WebP at least"
@@ -139,11 +140,11 @@ class SteerablePatches(ScheduledData):
         if h.source == "stand-in" or len(paths) < 3:
             if h.source == "auto":
                 warn_of_stand_in("three pictures", folder, "bundled photographs, a stand-in")
-            found = {name: photos.grey(picture) for name, picture in photos.bundled_photographs().items()}
+            found = {name: image_files.grey(picture) for name, picture in image_files.bundled_photographs().items()}
             names = {"train": ("china", "flower"), "val": ("minduka",), "test": ("grace_hopper",)}
             splits = {split: [found[name] for name in names[split]] for split in names}
             return splits, "bundled photographs, a stand-in for natural pictures"
-        pictures = [photos.grey(photos.read_picture(path)) for path in paths]
+        pictures = [image_files.grey(image_files.read_picture(path)) for path in paths]
         for path, picture in zip(paths, pictures, strict=True):
             if min(picture.shape) < SIZE:
                 height, width = picture.shape
@@ -169,7 +170,7 @@ class SteerablePatches(ScheduledData):
     def predict_dataloader(self) -> DataLoader:
         h = self.hparams
         if h.picture:
-            picture = photos.grey(photos.read_picture(h.picture))
+            picture = image_files.grey(image_files.read_picture(h.picture))
         else:
             picture = self.sets["test"][0, Segment(0, 0, 1, last=True)][0]
         return self._evaluation_loader(OneInManyAngles(picture, self.degrees), len(self.degrees), batch_size=1)

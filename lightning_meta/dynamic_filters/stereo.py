@@ -9,15 +9,15 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_meta.averages import Mean, Values
-from lightning_meta.curves import picture_sheet
+from lightning_meta.drawing.sheets import picture_sheet
 from lightning_meta.dynamic_filters.frame_scores import squared_error
 from lightning_meta.dynamic_filters.layers import expected_displacement
 from lightning_meta.dynamic_filters.networks import Convolution, FilteredImage, convolutions, decoder, initialise
 from lightning_meta.dynamic_filters.stereo_data import SIZE, Pairs
 from lightning_meta.errors import InputError
-from lightning_meta.learning_rate import by_step, cosine, halved
-from lightning_meta.reports import Measure
+from lightning_meta.running.learning_rates import by_step, cosine, halved
+from lightning_meta.running.measures import Measure
+from lightning_meta.running.metrics import Mean, Values
 
 BAD = 1.0  # pixels that a disparity may be wrong before the pixel counts as a bad one
 SHOWN = 4  # pairs of a sheet

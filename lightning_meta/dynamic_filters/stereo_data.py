@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.labelled_pictures import warn_of_stand_in
-from lightning_meta.sampling import Key, Segment, evaluation_keys, generator, shuffled
-from lightning_meta.scheduled_data import ScheduledData
-from lightning_meta.sources import photos, stereo
-from lightning_meta.sources.drives import read_highway
+from lightning_meta.running.data_module import ScheduledData
+from lightning_meta.running.segments import Key, Segment, evaluation_keys
+from lightning_meta.seeding import generator, shuffled
+from lightning_meta.sources import image_files, stereo
+from lightning_meta.sources.driving import read_highway
+from lightning_meta.sources.labelled_images import warn_of_stand_in
 from lightning_meta.sources.stereo import StereoPair, Views
 
 SIZE = 64  # the paper's side of a picture
@@ -219,7 +220,7 @@ class StereoPairs(ScheduledData):
 
     def _use_drawn(self) -> None:
         h = self.hparams
-        found = {name: photos.grey(picture) for name, picture in photos.bundled_photographs().items()}
+        found = {name: image_files.grey(picture) for name, picture in image_files.bundled_photographs().items()}
         train, val, test = ([found[name] for name in names] for names in PHOTOGRAPHS)
         self.train_set = DrawnPairs(train, "train", h.seed, h.size)
         drawn = (DrawnPairs(val, "val", 0, h.size), h.val_pairs), (DrawnPairs(test, "test", 0, h.size), h.test_pairs)

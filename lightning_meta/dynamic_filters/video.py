@@ -9,16 +9,16 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_meta import figures
-from lightning_meta.averages import Mean
+from lightning_meta.drawing import sheets
 from lightning_meta.dynamic_filters import flow_head
-from lightning_meta.dynamic_filters.data import SIZE, Clips
 from lightning_meta.dynamic_filters.frame_scores import SCORES, end_point_error, frame_scores, squared_error
 from lightning_meta.dynamic_filters.layers import expected_displacement
+from lightning_meta.dynamic_filters.moving_mnist_data import SIZE, Clips
 from lightning_meta.dynamic_filters.networks import Convolution, FilteredImage, convolutions, decoder, initialise
 from lightning_meta.errors import InputError
-from lightning_meta.learning_rate import by_step, cosine, halved
-from lightning_meta.reports import Measure
+from lightning_meta.running.learning_rates import by_step, cosine, halved
+from lightning_meta.running.measures import Measure
+from lightning_meta.running.metrics import Mean
 
 EPSILON = torch.finfo(torch.float32).eps  # where the paper clips predictions before the cross-entropy
 
@@ -323,11 +323,11 @@ class VideoPrediction(LightningModule):
                 rows |= {"truth": truth, "|error|": (prediction[: len(truth)] - truth).abs()}
             columns |= {name: times[: len(rows[name])] for name in rows if name != "input"}
             pictures = {
-                "frames": figures.film_strip(rows, columns),
-                "animation": figures.animation(given, prediction, truth if len(truth) else None),
+                "frames": sheets.film_strip(rows, columns),
+                "animation": sheets.animation(given, prediction, truth if len(truth) else None),
             }
             if self.hparams.dynamic:
-                pictures["flow"] = figures.flow_figure(
+                pictures["flow"] = sheets.flow_figure(
                     given[-1],
                     flow.float().cpu(),
                     prediction[0],

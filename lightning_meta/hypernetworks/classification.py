@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lightning_meta.averages import Mean, Values
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.classification_data import Pictures
 from lightning_meta.hypernetworks.figures import answer_sheet, kernel_grid
 from lightning_meta.hypernetworks.networks import DigitNetwork, FullyConnectedNetwork, WideResNet, l2
-from lightning_meta.learning_rate import by_step, cosine, piecewise
-from lightning_meta.reports import Measure
+from lightning_meta.running.learning_rates import by_step, cosine, piecewise
+from lightning_meta.running.measures import Measure
+from lightning_meta.running.metrics import Mean, Values
 
 SHOWN = 100  # pictures of a sheet, at most
 

@@ -13,7 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.labelled_pictures import (
+from lightning_meta.running.data_module import ScheduledData
+from lightning_meta.running.segments import Key, Segment, evaluation_keys
+from lightning_meta.seeding import generator, shuffled
+from lightning_meta.sources import image_files
+from lightning_meta.sources.labelled_images import (
     LabelledPictures,
     Source,
     fetch_cifar10,
@@ -21,15 +25,6 @@ from lightning_meta.labelled_pictures import (
     read_cifar10,
     read_digits,
 )
-from lightning_meta.sampling import (
-    Key,
-    Segment,
-    evaluation_keys,
-    generator,
-    shuffled,
-)
-from lightning_meta.scheduled_data import ScheduledData
-from lightning_meta.sources import photos
 
 TRAIN, VALIDATION_SPLIT = 0, 1  # of random numbers
 
@@ -203,8 +198,8 @@ class ClassificationData(ScheduledData):
         self.save_hyperparameters({"data_name": self.data_name})
 
     def _own_images(self, path: Path) -> tuple[PictureSet, list[str]]:
-        paths = photos.picture_paths(path) if path.is_dir() else [path]
-        images = torch.stack([self.fit(photos.read_picture(p)) for p in paths])
+        paths = image_files.picture_paths(path) if path.is_dir() else [path]
+        images = torch.stack([self.fit(image_files.read_picture(p)) for p in paths])
         return PictureSet("predict", images, torch.full((len(paths),), -1)), [p.name for p in paths]
 
     def fit(self, picture: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_meta.figures import _GAP, _GREEN, _INK, _RED, _font, _image, _page, _picture
+from lightning_meta.drawing.canvas import GAP, GREEN, INK, RED, blank_page, default_font, to_image, to_tensor
 
 _WIDE = 320  # pixels that a picture of kernels has at least
 
@@ -43,14 +43,14 @@ def answer_sheet(pictures: Tensor, answers: Sequence[str], right: Sequence[bool 
     """
     pictures = (pictures.detach().float().cpu().nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8)
     height, width = (scale * side for side in pictures.shape[-2:])
-    font = _font(13)
-    cell = max(width, *(math.ceil(font.getlength(answer)) for answer in answers)) + 4 * _GAP
+    font = default_font(13)
+    cell = max(width, *(math.ceil(font.getlength(answer)) for answer in answers)) + 4 * GAP
     line = height + 24
     columns = math.ceil(len(answers) ** 0.5)
-    page, draw = _page(columns * cell, -(-len(answers) // columns) * line)
+    page, draw = blank_page(columns * cell, -(-len(answers) // columns) * line)
     for i, (picture, answer, known) in enumerate(zip(pictures, answers, right, strict=True)):
-        x, y = i % columns * cell + cell // 2, i // columns * line + _GAP
-        page.paste(_image(picture.expand(3, -1, -1), scale), (x - width // 2, y))
-        colour = _INK if known is None else _GREEN if known else _RED
+        x, y = i % columns * cell + cell // 2, i // columns * line + GAP
+        page.paste(to_image(picture.expand(3, -1, -1), scale), (x - width // 2, y))
+        colour = INK if known is None else GREEN if known else RED
         draw.text((x, y + height + 9), answer, colour, font, anchor="mm")
-    return _picture(page)
+    return to_tensor(page)

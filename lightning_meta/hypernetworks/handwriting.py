@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_meta import stroke_figures
-from lightning_meta.averages import Mean, Values
 from lightning_meta.command_options import Numbers
 from lightning_meta.errors import InputError
+from lightning_meta.hypernetworks import stroke_figures
 from lightning_meta.hypernetworks.layers import HyperLSTM
 from lightning_meta.hypernetworks.mixture import Mixture
 from lightning_meta.hypernetworks.recurrent import Network, recurrent_network, weight_changes, written_scales
 from lightning_meta.hypernetworks.stroke_baselines import last_offset, one_mixture
 from lightning_meta.hypernetworks.stroke_data import Points, Prime
 from lightning_meta.hypernetworks.trace_figures import annotated_line, histogram
-from lightning_meta.learning_rate import by_step, constant, cosine
-from lightning_meta.reports import Measure
-from lightning_meta.sampling import seed_of
+from lightning_meta.running.learning_rates import by_step, constant, cosine
+from lightning_meta.running.measures import Measure
+from lightning_meta.running.metrics import Mean, Values
+from lightning_meta.seeding import seed_of
 
 State = tuple[Tensor, Tensor]
 

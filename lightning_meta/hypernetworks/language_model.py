@@ -12,15 +12,15 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_meta.averages import Mean
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.layers import HyperLSTM
 from lightning_meta.hypernetworks.recurrent import Network, recurrent_network, weight_changes, written_scales
 from lightning_meta.hypernetworks.text_data import Lines, Prompt
 from lightning_meta.hypernetworks.trace_figures import annotated_text, histogram
-from lightning_meta.learning_rate import by_step, constant, cosine
-from lightning_meta.reports import Measure
-from lightning_meta.sampling import seed_of
+from lightning_meta.running.learning_rates import by_step, constant, cosine
+from lightning_meta.running.measures import Measure
+from lightning_meta.running.metrics import Mean
+from lightning_meta.seeding import seed_of
 from lightning_meta.sources.text import compressed_bits, unigram_bits
 
 State = tuple[Tensor, Tensor]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_meta.hypernetworks.hyper_lstm import hyper_lstm
+from lightning_meta.hypernetworks.ops.hyper_lstm import hyper_lstm
 
 _STARTS = ("paper", "broken-symmetry")
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_meta.batch_norm import BatchNorm2d
 from lightning_meta.hypernetworks.layers import CoordinateNetwork, HyperConv2d, KernelGenerator
+from lightning_meta.nn.batch_norm import BatchNorm2d
 
 
 def written_kernels(layers: Sequence[HyperConv2d]) -> list[Tensor]:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_meta.hypernetworks.hyper_lstm import EPSILON
 from lightning_meta.hypernetworks.layers import HyperLSTM, Recurrent
+from lightning_meta.hypernetworks.ops.hyper_lstm import EPSILON
 
 Network = Literal["lstm", "hyper_lstm"]
 

@@ -14,14 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.sampling import (
-    Key,
-    Segment,
-    evaluation_keys,
-    generator,
-    shuffled,
-)
-from lightning_meta.scheduled_data import ScheduledData
+from lightning_meta.running.data_module import ScheduledData
+from lightning_meta.running.segments import Key, Segment, evaluation_keys
+from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import strokes
 
 

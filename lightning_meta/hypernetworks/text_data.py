@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.sampling import Key, Segment, generator
-from lightning_meta.scheduled_data import ScheduledData
+from lightning_meta.running.data_module import ScheduledData
+from lightning_meta.running.segments import Key, Segment
+from lightning_meta.seeding import generator
 from lightning_meta.sources import text
 
 NAMES = {"penn_treebank": "Penn Treebank", "enwik8": "enwik8", "text8": "text8"}

@@ -11,15 +11,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics.text import SacreBLEUScore
 
-from lightning_meta.averages import PRECISE, Mean
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.recurrent import Network
 from lightning_meta.hypernetworks.translation_data import Sentences, dictionary, padded, spread, unigram_nats
 from lightning_meta.hypernetworks.translation_figures import attention_picture
 from lightning_meta.hypernetworks.translator import Hypotheses, Translator
-from lightning_meta.learning_rate import by_step, constant, cosine
-from lightning_meta.reports import Measure
-from lightning_meta.sources.pieces import EOS, PAD, UNKNOWN, Pieces
+from lightning_meta.running.learning_rates import by_step, constant, cosine
+from lightning_meta.running.measures import Measure
+from lightning_meta.running.metrics import PRECISE, Mean
+from lightning_meta.sources.subwords import EOS, PAD, UNKNOWN, Pieces
 
 PICTURES = 8  # sentences whose attention ``predict`` draws
 _KNOWN = 10_000  # training pairs that the trivial baselines learn from

@@ -19,17 +19,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.sampling import (
-    Key,
-    Segment,
-    evaluation_keys,
-    generator,
-    shuffled,
-)
-from lightning_meta.scheduled_data import ScheduledData
-from lightning_meta.sources import pairs
-from lightning_meta.sources.pairs import Corpus, Pairs
-from lightning_meta.sources.pieces import EOS, PAD, Pieces, train_pieces
+from lightning_meta.running.data_module import ScheduledData
+from lightning_meta.running.segments import Key, Segment, evaluation_keys
+from lightning_meta.seeding import generator, shuffled
+from lightning_meta.sources import parallel_text
+from lightning_meta.sources.parallel_text import Corpus, Pairs
+from lightning_meta.sources.subwords import EOS, PAD, Pieces, train_pieces
 
 NAMES = {"wmt14": "WMT'14 English to French", "multi30k": "Multi30k English to French"}
 _BYTES_FROM = 1000  # pieces of a vocabulary that has room for the 256 bytes
@@ -173,7 +168,7 @@ class Translations(ScheduledData):
     @property
     def present(self) -> bool:
         """Whether the corpus lies below ``root``."""
-        there = pairs.has_wmt14 if self.hparams.corpus == "wmt14" else pairs.has_multi30k
+        there = parallel_text.has_wmt14 if self.hparams.corpus == "wmt14" else parallel_text.has_multi30k
         return there(self.hparams.root)
 
     def prepare_data(self) -> None:
@@ -181,7 +176,7 @@ class Translations(ScheduledData):
         own = h.pairs or h.source_file or h.source == "stand-in"
         if h.corpus == "multi30k" and h.download and not own and not self.present:
             with suppress(InputError):  # setup says what is missing, or falls back
-                pairs.download_multi30k(h.root)
+                parallel_text.download_multi30k(h.root)
 
     def setup(self, stage: str) -> None:
         h = self.hparams
@@ -207,14 +202,15 @@ class Translations(ScheduledData):
         h = self.hparams
         if h.source_file:
             self.data_name = f"{os.path.basename(h.source_file)} and {os.path.basename(h.target_file)}, 90/5/5 %"
-            return in_three(pairs.aligned(h.source_file, h.target_file), h.train_pairs, self.data_name)
+            return in_three(parallel_text.aligned(h.source_file, h.target_file), h.train_pairs, self.data_name)
         if h.pairs:
             name = os.path.basename(os.path.abspath(h.pairs))
             self.data_name = f"{name}, {h.source_language} to {h.target_language}"
-            corpus = pairs.folder(h.pairs, h.source_language, h.target_language)
+            corpus = parallel_text.folder(h.pairs, h.source_language, h.target_language)
         elif h.source == "paper" or (h.source == "auto" and self.present):
             self.data_name = NAMES[h.corpus]
-            corpus = pairs.wmt14(h.root, h.train_pairs) if h.corpus == "wmt14" else pairs.multi30k(h.root)
+            wmt14 = h.corpus == "wmt14"
+            corpus = parallel_text.wmt14(h.root, h.train_pairs) if wmt14 else parallel_text.multi30k(h.root)
         else:
             self.data_name = f"numbers in words, English to French, a stand-in for {NAMES[h.corpus]}"
             if h.source == "auto":
@@ -222,7 +218,7 @@ class Translations(ScheduledData):
                     f"no {NAMES[h.corpus]} in {os.path.join(h.root, h.corpus)}: this run uses {self.data_name}; "
                     "--data.root names another place, --data.pairs pairs of your own"
                 )
-            return pairs.number_words(h.train_pairs or 10_000, max(h.val_pairs or 1000, h.test_pairs or 1000))
+            return parallel_text.number_words(h.train_pairs or 10_000, max(h.val_pairs or 1000, h.test_pairs or 1000))
         return corpus._replace(train=head(corpus.train, h.train_pairs))
 
     def learn_pieces(self, size: int) -> Pieces:
@@ -292,7 +288,7 @@ def own_sentences(text: str) -> list[str]:
         InputError: If a line is empty, or the file is missing or damaged.
     """
     if os.path.isfile(text) or text.endswith((".txt", ".gz")):
-        return pairs.sentences(text)
+        return parallel_text.sentences(text)
     if not text.strip():
         raise InputError("data.text is empty: give a sentence or a file")
     return [text.strip()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lightning_meta.hypernetworks.recurrent import Network, recurrent_network
-from lightning_meta.sources.pieces import BOS, EOS, PAD, UNKNOWN
+from lightning_meta.sources.subwords import BOS, EOS, PAD, UNKNOWN
 
 State = tuple[Tensor, Tensor]
 

@@ -13,12 +13,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from lightning_meta.averages import Mean, Values
 from lightning_meta.command_options import Numbers
-from lightning_meta.curves import loss_curves
+from lightning_meta.drawing.files import write_png
 from lightning_meta.errors import InputError
-from lightning_meta.figures import write_png
 from lightning_meta.learned_optimizers.baselines import RULES, best_rate, descend
+from lightning_meta.learned_optimizers.figures import loss_curves
 from lightning_meta.learned_optimizers.layers import LearnedRule
 from lightning_meta.learned_optimizers.unroll import (
     Problems,
@@ -30,8 +29,9 @@ from lightning_meta.learned_optimizers.unroll import (
     second_order_loss,
     unroll,
 )
-from lightning_meta.learning_rate import by_step, constant, cosine
-from lightning_meta.reports import Measure
+from lightning_meta.running.learning_rates import by_step, constant, cosine
+from lightning_meta.running.measures import Measure
+from lightning_meta.running.metrics import Mean, Values
 
 OURS = "learned optimizer"
 

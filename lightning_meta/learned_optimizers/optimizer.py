@@ -16,10 +16,10 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_meta import weight_files
 from lightning_meta.errors import InputError
-from lightning_meta.files import whole
 from lightning_meta.learned_optimizers.layers import LearnedRule
+from lightning_meta.storage import weights
+from lightning_meta.storage.atomic import whole
 
 WEIGHTS = Path(__file__).parent / "weights"  # the rules that come with the package
 OPTIONS = ("separate_convolutions", "hidden_size", "num_layers", "p", "output_scale", "averaging_cells")
@@ -67,7 +67,7 @@ Contents = tuple[Mapping[str, Any], dict[str, Tensor], str | None]  # options, w
 
 
 def _from_checkpoint(path: Path) -> Contents:
-    from lightning_meta.checkpoints import read_checkpoint  # imports Lightning, which nothing else here needs
+    from lightning_meta.storage.checkpoints import read_checkpoint  # imports Lightning, which nothing else here needs
 
     return _contents(read_checkpoint(path))
 
@@ -81,7 +81,7 @@ def _from_safetensors(path: Path) -> Contents:
     with safe_open(path, "pt") as file:
         notes = file.metadata() or {}
         if "notes" in notes:  # of a whole module
-            return _contents(weight_files.read(path))
+            return _contents(weights.read(path))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
         return json.loads(notes["options"]), tensors, notes["fingerprint"]
 

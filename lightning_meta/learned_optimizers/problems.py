@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from lightning_meta.learned_optimizers.features import Features, style_transfer_loss
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 
 
 class Quadratics(NamedTuple):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_meta.curves import picture_sheet
+from lightning_meta.drawing.sheets import picture_sheet
 from lightning_meta.learned_optimizers.learning_to_learn import OURS, LearningToLearn
 from lightning_meta.learned_optimizers.problems import StyleTransfers
 from lightning_meta.learned_optimizers.unroll import unroll

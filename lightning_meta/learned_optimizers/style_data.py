@@ -12,13 +12,13 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from lightning_meta.errors import InputError
-from lightning_meta.labelled_pictures import warn_of_stand_in
-from lightning_meta.learned_optimizers.data import InnerProblems
 from lightning_meta.learned_optimizers.features import Features, load_features, targets
+from lightning_meta.learned_optimizers.learning_to_learn_data import InnerProblems
 from lightning_meta.learned_optimizers.problem_sets import Drawn, ProblemSet
 from lightning_meta.learned_optimizers.problems import StyleTransfers
-from lightning_meta.sampling import Segment
-from lightning_meta.sources import photos
+from lightning_meta.running.segments import Segment
+from lightning_meta.sources import image_files
+from lightning_meta.sources.labelled_images import warn_of_stand_in
 
 
 class StyleSet(ProblemSet):
@@ -115,8 +115,8 @@ class StyleProblems(InnerProblems):
         self.data_name, self.test_name = f"{name}; {sentence}", "new contents"
         self.add_sets()
         if stage == "predict" and (h.content or h.style):
-            content = photos.read_picture(h.content) if h.content else self.splits["test"][0]
-            style = photos.read_picture(h.style) if h.style else self.styles["training"]
+            content = image_files.read_picture(h.content) if h.content else self.splits["test"][0]
+            style = image_files.read_picture(h.style) if h.style else self.styles["training"]
             self.sets["predict"] = OwnPicture(self.features, content, style, h.size)
         self.save_hyperparameters({"data_name": self.data_name})
 
@@ -124,7 +124,7 @@ class StyleProblems(InnerProblems):
         """Content pictures of each split, the training style and a new one, and what they are."""
         h, art = self.hparams, Path(self.hparams.root) / "art"
         folders = [art / "content", art / "style"]
-        contents, styles = (photos.picture_paths(f) if f.is_dir() else [] for f in folders)
+        contents, styles = (image_files.picture_paths(f) if f.is_dir() else [] for f in folders)
         enough = len(contents) >= 2 and len(styles) >= 2
         if h.source == "paper" and (len(contents) < 1920 or len(styles) < 2):
             raise InputError(
@@ -132,7 +132,7 @@ class StyleProblems(InnerProblems):
                 "put pictures of ImageNet and two paintings there"
             )
         if h.source == "stand-in" or not enough:
-            pictures = photos.bundled_photographs()
+            pictures = image_files.bundled_photographs()
             if h.source == "auto":
                 warn_of_stand_in("pictures", art, "bundled photographs, a stand-in")
             contents, new = [pictures["china"]], [pictures["grace_hopper"]]
@@ -140,11 +140,11 @@ class StyleProblems(InnerProblems):
             splits = {"train": contents, "tune": contents, "val": contents, "test": new, "predict": new}
             return splits, styles, "bundled photographs, a stand-in for ImageNet and paintings"
         held_out = 120 if len(contents) >= 1920 else max(1, len(contents) // 6)
-        contents = [photos.read_picture(path) for path in contents]
+        contents = [image_files.read_picture(path) for path in contents]
         train, test = contents[:-held_out], contents[-held_out:]
         val, test = (test[:20], test[20:]) if held_out == 120 else (train, test)
         splits = {"train": train, "tune": train, "val": val, "test": test, "predict": test}
-        style, new = (photos.read_picture(path) for path in styles[:2])
+        style, new = (image_files.read_picture(path) for path in styles[:2])
         return splits, {"training": style, "new": new}, f"{len(contents)} pictures, style of {styles[0].name}"
 
     def problem_set(self, name: str, style: str = "training", size: int | None = None) -> StyleSet:

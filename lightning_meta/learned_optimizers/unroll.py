@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.learned_optimizers.layers import LearnedRule, State, UpdateNetwork
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 
 HUGE = 1e12  # a problem that comes so far has diverged, though its numbers are finite for some steps more
 TINY = 1e-20  # a loss whose logarithm is taken is at least this

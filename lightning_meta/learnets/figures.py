@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_meta.curves import picture_sheet
+from lightning_meta.drawing.sheets import picture_sheet
 
 RIGHT, WRONG, UNKNOWN, PLAIN = (0.15, 0.65, 0.3), (0.85, 0.15, 0.15), (0.6, 0.6, 0.6), (1.0, 1.0, 1.0)
 PLACES = ("best", "2nd", "3rd", "4th", "5th")

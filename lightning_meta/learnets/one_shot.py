@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_meta.averages import Mean, Values
-from lightning_meta.batch_norm import BatchNorm2d
 from lightning_meta.learnets.figures import answer_sheet, response_sheet
 from lightning_meta.learnets.layers import FactorisedConv2d, begin_as_filters, depthwise_conv2d, filter_variation
 from lightning_meta.learnets.one_shot_data import Episodes
-from lightning_meta.learning_rate import by_step, cosine, exponential
-from lightning_meta.reports import Measure
+from lightning_meta.nn.batch_norm import BatchNorm2d
+from lightning_meta.running.learning_rates import by_step, cosine, exponential
+from lightning_meta.running.measures import Measure
+from lightning_meta.running.metrics import Mean, Values
 
 Variant = Literal["siamese", "unshared", "factorised", "siamese_learnet", "learnet", "prototypical"]
 Metric = Literal["inner_product", "euclidean", "weighted_l1", "squared_euclidean"]

@@ -16,16 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.sampling import (
-    Episode,
-    Key,
-    Segment,
-    evaluation_keys,
-    generator,
-    seed_of,
-)
-from lightning_meta.scheduled_data import ScheduledData
-from lightning_meta.sources import glyphs
+from lightning_meta.running.data_module import ScheduledData
+from lightning_meta.running.segments import Episode, Key, Segment, evaluation_keys
+from lightning_meta.seeding import generator, seed_of
+from lightning_meta.sources import characters
 
 SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 3}
 VALIDATION = {  # of Omniglot those of Vinyals et al. (2016), 172 characters; then of the fonts
@@ -33,6 +27,9 @@ VALIDATION = {  # of Omniglot those of Vinyals et al. (2016), 172 characters; th
     *("Armenian capitals", "Armenian small letters", "Lisu"),
 }
 VINYALS_TRAINING = 1200  # characters by number; all others are their test's
+
+
+Alphabets = dict[str, characters.Alphabet]
 
 
 class Episodes(NamedTuple):
@@ -127,7 +124,7 @@ class EpisodeSet(Dataset):
 class OfficialRuns(EpisodeSet):
     """Lake et al.'s twenty runs: 20 characters of an alphabet, one exemplar and one query of each."""
 
-    def __init__(self, name: str, runs: Sequence[glyphs.Run]):
+    def __init__(self, name: str, runs: Sequence[characters.Run]):
         self.name, self.turns, self.answers = name, 1, [run.answers.numpy() for run in runs]
         images = torch.cat([torch.cat([run.training, run.test]) for run in runs])
         self.characters = Characters(images, 1, {})
@@ -243,16 +240,16 @@ class OneShotCharacters(ScheduledData):
                 raise InputError(f"data.tests: {name}: one exemplar chooses its candidate: shots 1, or choose: class")
 
     def prepare_data(self) -> None:
-        if self.hparams.source == "stand-in" or not self.hparams.download or glyphs.has_omniglot(self.hparams.root):
+        if self.hparams.source == "stand-in" or not self.hparams.download or characters.has_omniglot(self.hparams.root):
             return
         with suppress(InputError):  # setup says what is missing, or falls back
-            glyphs.download_omniglot(self.hparams.root)
+            characters.download_omniglot(self.hparams.root)
 
     def setup(self, stage: str) -> None:
         h = self.hparams
-        self.official = h.source == "paper" or (h.source == "auto" and glyphs.has_omniglot(h.root))
+        self.official = h.source == "paper" or (h.source == "auto" and characters.has_omniglot(h.root))
         if self.official:
-            background, evaluation = (glyphs.omniglot(h.root, evaluation=part) for part in (False, True))
+            background, evaluation = (characters.omniglot(h.root, evaluation=part) for part in (False, True))
             self.data_name = "Omniglot"
         elif h.split == "vinyals":
             raise InputError(
@@ -260,7 +257,7 @@ class OneShotCharacters(ScheduledData):
                 "there, or choose lake"
             )
         else:
-            background, evaluation = glyphs.font_alphabets()
+            background, evaluation = characters.font_alphabets()
             self.data_name = "letters of matplotlib's fonts, a stand-in for Omniglot"
             if h.source == "auto":
                 rank_zero_warn(
@@ -279,7 +276,7 @@ class OneShotCharacters(ScheduledData):
             self.sets[name].too_small(first.episode)
         if stage == "test":
             self._add_cases()
-        self.own = glyphs.own_alphabets(h.alphabets) if stage == "predict" and h.alphabets else []
+        self.own = characters.own_alphabets(h.alphabets) if stage == "predict" and h.alphabets else []
         self.test_name = f"episodes of {len(evaluation)} test alphabets, {h.split} split"
         self.save_hyperparameters({"data_name": self.data_name})
 
@@ -298,7 +295,7 @@ class OneShotCharacters(ScheduledData):
                         "or within_alphabet: false"
                     )
             elif self.official:
-                self.sets[f"test/{name}"] = OfficialRuns(f"test/{name}", glyphs.one_shot_runs(self.hparams.root))
+                self.sets[f"test/{name}"] = OfficialRuns(f"test/{name}", characters.one_shot_runs(self.hparams.root))
             else:
                 rank_zero_warn(f"{name}: left out, it is made of Omniglot, which is not there")
                 del self.cases[name]
@@ -375,7 +372,7 @@ class OneShotCharacters(ScheduledData):
         )
 
 
-def gather(alphabets: dict[str, glyphs.Alphabet], within_alphabet: bool) -> Characters:
+def gather(alphabets: dict[str, characters.Alphabet], within_alphabet: bool) -> Characters:
     """The characters of all alphabets in one row; one group an alphabet, or one of all."""
     images = torch.cat([alphabet.images for alphabet in alphabets.values()])
     ends = np.cumsum([len(alphabet.images) for alphabet in alphabets.values()])
@@ -385,12 +382,12 @@ def gather(alphabets: dict[str, glyphs.Alphabet], within_alphabet: bool) -> Char
     return Characters(images.flatten(0, 1), images.shape[1], dict(zip(names, groups, strict=True)))
 
 
-def by_number(alphabets: dict[str, glyphs.Alphabet]) -> tuple[dict[str, glyphs.Alphabet], dict[str, glyphs.Alphabet]]:
+def by_number(alphabets: Alphabets) -> tuple[Alphabets, Alphabets]:
     """The split of Vinyals et al. (2016): characters up to number 1,200, and those after it."""
     parts: tuple[dict, dict] = {}, {}
     for name, (images, numbers) in alphabets.items():
         numbers = torch.tensor(numbers)
         for part, chosen in zip(parts, (numbers <= VINYALS_TRAINING, numbers > VINYALS_TRAINING), strict=True):
             if chosen.any():
-                part[name] = glyphs.Alphabet(images[chosen], numbers[chosen].tolist())
+                part[name] = characters.Alphabet(images[chosen], numbers[chosen].tolist())
     return parts

@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lightning_meta.files import whole
 from lightning_meta.sources.tracks import Track
+from lightning_meta.storage.atomic import whole
 
 SKIP = 5  # frames from a failure to the next start
 BURN_IN = 10  # frames from a start, itself included, that are too easy to count for the accuracy

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_meta.batch_norm import BatchNorm2d
 from lightning_meta.errors import InputError
 from lightning_meta.learnets.layers import FactorisedConv2d, begin_as_filters, depthwise_conv2d
+from lightning_meta.nn.batch_norm import BatchNorm2d
 
 EXEMPLAR, SEARCH = 127, 255  # sides of the crops in pixels
 STRIDE = 8  # pixels of a crop from one place of the score map to the next

@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_meta.averages import Mean, Values
 from lightning_meta.learnets.layers import filter_variation
 from lightning_meta.learnets.protocols import (
     SupervisedRun,
@@ -36,8 +35,9 @@ from lightning_meta.learnets.tracker import (
 )
 from lightning_meta.learnets.tracking_data import Triplets
 from lightning_meta.learnets.tracking_figures import triplet_sheet, with_boxes
-from lightning_meta.learning_rate import by_step, exponential
-from lightning_meta.reports import Measure
+from lightning_meta.running.learning_rates import by_step, exponential
+from lightning_meta.running.measures import Measure
+from lightning_meta.running.metrics import Mean, Values
 
 STILL = "the object stays where it was"
 

@@ -23,15 +23,10 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_meta.command_options import Numbers
 from lightning_meta.errors import InputError
 from lightning_meta.learnets.tracker import EXEMPLAR, context_side, crops
-from lightning_meta.sampling import (
-    Key,
-    Segment,
-    evaluation_keys,
-    generator,
-    shuffled,
-)
-from lightning_meta.scheduled_data import ScheduledData
-from lightning_meta.sources import clips, tracks
+from lightning_meta.running.data_module import ScheduledData
+from lightning_meta.running.segments import Key, Segment, evaluation_keys
+from lightning_meta.seeding import generator, shuffled
+from lightning_meta.sources import tracks, video_files
 from lightning_meta.sources.tracks import Track
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
@@ -174,8 +169,8 @@ def own_film(path: str, box: list[float] | None) -> Film:
     """
     if box is None:
         raise InputError("no box: say where the object is in the first frame, --data.box left,top,width,height")
-    first = next(clips.read_frames(path))
-    return Film(Path(path).stem, partial(clips.read_frames, path), tracks.own_box(box, *first.shape[1:]))
+    first = next(video_files.read_frames(path))
+    return Film(Path(path).stem, partial(video_files.read_frames, path), tracks.own_box(box, *first.shape[1:]))
 
 
 def film(video: Track) -> Film:

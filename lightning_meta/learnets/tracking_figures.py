@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_meta.curves import picture_sheet
-from lightning_meta.figures import _image, _picture
+from lightning_meta.drawing.canvas import to_image, to_tensor
+from lightning_meta.drawing.sheets import picture_sheet
 from lightning_meta.learnets.figures import filter_mosaic
 from lightning_meta.learnets.tracker import STRIDE, UPSAMPLING, peaks, upsample
 
@@ -60,10 +60,10 @@ def with_boxes(frames: Iterable[Tensor], boxes: Iterable[Tensor]) -> Iterator[Te
 
     for frame, box in zip(frames, boxes, strict=True):
         left, top, width, height = box.tolist()
-        page = _image(frame)
+        page = to_image(frame)
         thick = max(2, min(frame.shape[1:]) // 160)
         ImageDraw.Draw(page).rectangle((left, top, left + width - 1, top + height - 1), outline=FOUND, width=thick)
-        yield _picture(page)
+        yield to_tensor(page)
 
 
 def _ringed(picture: Tensor, place: Tensor, colour: tuple[int, int, int]) -> Tensor:
@@ -72,7 +72,7 @@ def _ringed(picture: Tensor, place: Tensor, colour: tuple[int, int, int]) -> Ten
 
     if picture.is_floating_point():
         picture = (255 * picture.nan_to_num(0).clamp(0, 1)).round().to(torch.uint8)
-    page = _image(picture)
+    page = to_image(picture)
     x, y = (value + length / 2 for value, length in zip(place.tolist(), page.size, strict=True))
     ImageDraw.Draw(page).ellipse((x - 5, y - 5, x + 5, y + 5), outline=colour, width=2)
-    return _picture(page)
+    return to_tensor(page)

@@ -19,7 +19,7 @@ from lightning_meta.errors import InputError
 from lightning_meta.sources import restricted_pickle
 from lightning_meta.sources.digits import small_digits
 from lightning_meta.sources.download import download
-from lightning_meta.sources.photos import bundled_photographs, decode, is_picture
+from lightning_meta.sources.image_files import bundled_photographs, decode, is_picture
 
 _FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 _BATCHES = {True: [f"data_batch_{i}" for i in range(1, 6)], False: ["test_batch"]}

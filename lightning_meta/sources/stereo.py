@@ -16,7 +16,7 @@ import numpy as np
 
 from lightning_meta.errors import InputError
 from lightning_meta.sources.arrays import open_npz
-from lightning_meta.sources.photos import FORMATS, decode, is_picture, picture_paths
+from lightning_meta.sources.image_files import FORMATS, decode, is_picture, picture_paths
 
 # Folders of left and right views, and that of the left views' disparities beside them
 _FOLDERS = {

@@ -20,7 +20,7 @@ from xml.parsers import expat
 import numpy as np
 
 from lightning_meta.errors import InputError
-from lightning_meta.sampling import generator
+from lightning_meta.seeding import generator
 from lightning_meta.sources import restricted_pickle
 from lightning_meta.sources.cifar import archive_members, read_member
 

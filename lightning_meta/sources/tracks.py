@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from lightning_meta.errors import InputError
-from lightning_meta.sampling import generator
-from lightning_meta.sources.photos import bundled_photographs, picture_paths, read_picture
+from lightning_meta.seeding import generator
+from lightning_meta.sources.image_files import bundled_photographs, picture_paths, read_picture
 
 _NOWHERE = float("nan")
 _LARGEST = 2**24  # bytes of a file of boxes; half an hour of them has two million

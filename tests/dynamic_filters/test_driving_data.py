@@ -4,11 +4,12 @@ import torch
 import torch.nn.functional as F
 
 from lightning_meta.cli import main
+from lightning_meta.drawing.files import write_gif, write_mp4
 from lightning_meta.dynamic_filters.driving_data import DrivingVideo
 from lightning_meta.errors import InputError
-from lightning_meta.sampling import Segment
-from lightning_meta.sources import drives, photos
-from lightning_meta.sources.clips import read_clip, write_gif, write_mp4
+from lightning_meta.running.segments import Segment
+from lightning_meta.sources import driving, image_files
+from lightning_meta.sources.video_files import read_clip
 from tests.conftest import arguments
 
 
@@ -66,17 +67,17 @@ def test_a_video_is_seen_through_the_square_in_its_middle(tmp_path):
     frames = torch.arange(3, dtype=torch.uint8)[:, None, None].repeat(1, 128, 256)  # equal ones would be stored once
     frames[:, :, 64:192] = torch.arange(128, dtype=torch.uint8)
     write_gif(tmp_path / "wide.gif", frames)
-    seen = drives.read_drive(tmp_path / "wide.gif")
+    seen = driving.read_drive(tmp_path / "wide.gif")
     assert seen.shape == (3, 64, 64)
     assert np.abs(seen[0] - (2 * np.arange(64) + 0.5)).max() <= 0.5  # each pixel the mean of two columns
 
 
 def test_a_drawn_drive_moves_as_its_flow_says():
 
-    photograph = photos.grey(photos.bundled_photographs()["flower"])
+    photograph = image_files.grey(image_files.bundled_photographs()["flower"])
     moved = []
     for seed in range(8):
-        frames, flow = drives.drawn_drive(photograph, 5, np.random.default_rng(seed))
+        frames, flow = driving.drawn_drive(photograph, 5, np.random.default_rng(seed))
         assert (frames.dtype, frames.shape, flow.shape) == (np.uint8, (5, 64, 64), (5, 2, 64, 64))
         assert np.isnan(flow[0]).all()
         y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")

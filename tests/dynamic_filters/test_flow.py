@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lightning_meta.cli import main
-from lightning_meta.dynamic_filters.data import Clips, MovingMNIST
 from lightning_meta.dynamic_filters.flow_head import FlowNetwork, train_heads
 from lightning_meta.dynamic_filters.frame_scores import end_point_error, frame_scores
+from lightning_meta.dynamic_filters.moving_mnist_data import Clips, MovingMNIST
 from lightning_meta.dynamic_filters.video import FramePredictor, VideoPrediction
 from lightning_meta.errors import InputError
 from tests.conftest import arguments

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from lightning_meta.dynamic_filters import local_filter, local_filter_native, local_filter_plain
 from lightning_meta.dynamic_filters.layers import DynamicLocalFilter, dynamic_local_filter
+from lightning_meta.dynamic_filters.ops import local_filter, local_filter_native, local_filter_plain
 from tests.conftest import ROOT
 from tests.dynamic_filters.test_layers import check, inputs
 
@@ -217,7 +217,7 @@ def test_without_a_compiler_it_runs(monkeypatch, tmp_path, compiler):
 
 def triton_equals_definition() -> None:
     """Where TRITON_INTERPRET is set: Triton's kernels, run by its interpreter on the CPU."""
-    from lightning_meta.dynamic_filters import local_filter_triton
+    from lightning_meta.dynamic_filters.ops import local_filter_triton
 
     torch.manual_seed(0)
     for module in (local_filter_native, local_filter_plain):

@@ -17,7 +17,7 @@ from lightning_meta.dynamic_filters.steerable import (
     steered_filter,
 )
 from lightning_meta.dynamic_filters.steerable_data import Patches, RandomPatches, SteerablePatches
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 from tests.conftest import arguments
 
 SEGMENT = Segment(0, 0, 1, last=True)

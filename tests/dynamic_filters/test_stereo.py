@@ -20,8 +20,9 @@ from lightning_meta.dynamic_filters.stereo import (
 )
 from lightning_meta.dynamic_filters.stereo_data import Example, FixedPairs, Pairs, StereoPairs
 from lightning_meta.errors import InputError
-from lightning_meta.sampling import Segment, generator
-from lightning_meta.schedule import MetaSchedule
+from lightning_meta.running.schedule import MetaSchedule
+from lightning_meta.running.segments import Segment
+from lightning_meta.seeding import generator
 from lightning_meta.sources.stereo import Views, textured_layers
 from tests.conftest import arguments
 

@@ -14,7 +14,7 @@ from lightning_meta.dynamic_filters.stereo_data import (
     small,
     squares,
 )
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 from lightning_meta.sources.stereo import Views, find_pairs
 from tests.conftest import arguments
 

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
 
-from lightning_meta.dynamic_filters.data import Clips
 from lightning_meta.dynamic_filters.frame_scores import squared_error
+from lightning_meta.dynamic_filters.moving_mnist_data import Clips
 from lightning_meta.dynamic_filters.video import FramePredictor, VideoPrediction, cross_entropy
 from lightning_meta.errors import InputError
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 
 
 def small(**options):

@@ -13,7 +13,7 @@ from lightning_meta.hypernetworks.classification import PictureClassification, l
 from lightning_meta.hypernetworks.classification_data import CIFAR10, MNIST, Pictures
 from lightning_meta.hypernetworks.figures import answer_sheet, kernel_grid
 from lightning_meta.hypernetworks.networks import WideResNet
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*GPU available but not used"),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.classification_data import CIFAR10, MNIST, PictureSet, crop
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 from lightning_meta.sources import cifar, digits
 
 ONE = Segment(0, 0, 1, True)

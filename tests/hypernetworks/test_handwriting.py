@@ -12,7 +12,7 @@ from lightning_meta.hypernetworks.mixture import Mixture
 from lightning_meta.hypernetworks.stroke_baselines import last_offset, one_mixture
 from lightning_meta.hypernetworks.stroke_data import Points
 from lightning_meta.hypernetworks.trace_figures import GATES, annotated_line
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 from tests.conftest import arguments
 
 

@@ -11,7 +11,7 @@ from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.language_model import LanguageModel, SymbolPredictor
 from lightning_meta.hypernetworks.text_data import Lines
 from lightning_meta.hypernetworks.trace_figures import GATES, annotated_text, histogram
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 from tests.conftest import arguments
 
 TEXT = "the quick brown fox jumps over the lazy dog; " * 60

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
-from lightning_meta.hypernetworks import HyperLSTM, HyperLSTMCell, HyperRNN, HyperRNNCell, fused, hyper_lstm
+from lightning_meta.hypernetworks import HyperLSTM, HyperLSTMCell, HyperRNN, HyperRNNCell
+from lightning_meta.hypernetworks.ops import hyper_lstm, hyper_lstm_native
 
 LSTM_OPTIONS = [
     {"layer_norm": layer_norm, "embed_previous": previous} for layer_norm in (True, False) for previous in (True, False)
@@ -446,7 +447,7 @@ def test_both_forms_of_a_step_compute_the_same(monkeypatch, options, dropout, dt
     """Packed, in two threads, with sizes that fill no vector and no block of samples; bfloat16 under autocast."""
     mixed = dtype == torch.bfloat16
     working = torch.float32 if mixed else dtype
-    if fused.steps(torch.zeros(1, dtype=working), dtype) is None:
+    if hyper_lstm_native.steps(torch.zeros(1, dtype=working), dtype) is None:
         pytest.skip("there is no C++ compiler")
     options = {**options, "recurrent_dropout": dropout, "hyper_recurrent_dropout": dropout}
     lstm = randomised(HyperLSTM(3, 21, 2, bidirectional=True, hyper_size=10, embedding_size=3, **options)).to(working)
@@ -455,8 +456,8 @@ def test_both_forms_of_a_step_compute_the_same(monkeypatch, options, dropout, dt
     torch.set_num_threads(2)
     x = pack_sequence([torch.randn(n, 3, dtype=working, requires_grad=True) for n in (4,) * 11 + (3,) * 8 + (1,)])
 
-    call, calls = fused._call, []
-    monkeypatch.setattr(fused, "_call", lambda *arguments: calls.append(True) or call(*arguments))
+    call, calls = hyper_lstm_native._call, []
+    monkeypatch.setattr(hyper_lstm_native, "_call", lambda *arguments: calls.append(True) or call(*arguments))
 
     def run(worth: int) -> list[Tensor]:
         calls.clear()
@@ -476,7 +477,7 @@ def test_both_forms_of_a_step_compute_the_same(monkeypatch, options, dropout, dt
 
 def test_what_is_short_waits_for_no_compiler(monkeypatch):
     asked = []
-    monkeypatch.setattr(fused, "_library", lambda: asked.append(True))
+    monkeypatch.setattr(hyper_lstm_native, "_library", lambda: asked.append(True))
     for rows in (2**6 - 1, 2**6):
         assert not asked
         cell = HyperLSTMCell(1, 2**10, hyper_size=1, embedding_size=1)
@@ -488,7 +489,7 @@ def test_what_is_short_waits_for_no_compiler(monkeypatch):
 def test_without_a_compiler_it_runs(monkeypatch, tmp_path, compiler):
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(fused, "_library", fused._library.__wrapped__)
+    monkeypatch.setattr(hyper_lstm_native, "_library", hyper_lstm_native._library.__wrapped__)
     monkeypatch.setattr(hyper_lstm, "WORTH_BUILDING", 0)
     lstm, _ = both_layers()
     cell, x = lstm.cells[0], torch.randn(2, 3, 3, dtype=torch.float64)

@@ -6,8 +6,8 @@ import torch
 
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.stroke_data import PenStrokes, Points, Sequences
-from lightning_meta.sampling import Segment, SegmentSampler
-from lightning_meta.schedule import MetaSchedule
+from lightning_meta.running.schedule import MetaSchedule
+from lightning_meta.running.segments import Segment, SegmentSampler
 
 
 def sequences(*lengths):

@@ -6,8 +6,8 @@ import torch
 
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.text_data import Lines, Readers, ScoredReaders, Text
-from lightning_meta.sampling import Segment, SegmentSampler
-from lightning_meta.schedule import MetaSchedule
+from lightning_meta.running.schedule import MetaSchedule
+from lightning_meta.running.segments import Segment, SegmentSampler
 
 
 def data_module(rank=0, world_size=1, schedule=None, **options):

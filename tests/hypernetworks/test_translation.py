@@ -9,9 +9,9 @@ from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.translation import Translation
 from lightning_meta.hypernetworks.translation_data import PairSet, Sentences
 from lightning_meta.hypernetworks.translation_figures import attention_picture
-from lightning_meta.sampling import Segment
-from lightning_meta.sources.pairs import number_words
-from lightning_meta.sources.pieces import EOS, PAD, Pieces, train_pieces
+from lightning_meta.running.segments import Segment
+from lightning_meta.sources.parallel_text import number_words
+from lightning_meta.sources.subwords import EOS, PAD, Pieces, train_pieces
 from tests.conftest import ROOT, arguments
 
 LETTERS = ("abcdefgh", "ijklmnop")  # of a language and of another

@@ -20,18 +20,18 @@ from lightning_meta.hypernetworks.translation_data import (
     spread,
     unigram_nats,
 )
-from lightning_meta.sampling import Segment, SegmentSampler
-from lightning_meta.schedule import MetaSchedule
-from lightning_meta.sources import pairs
-from lightning_meta.sources.pairs import Pairs
-from lightning_meta.sources.pieces import EOS, PAD, Pieces, train_pieces
+from lightning_meta.running.schedule import MetaSchedule
+from lightning_meta.running.segments import Segment, SegmentSampler
+from lightning_meta.sources import parallel_text
+from lightning_meta.sources.parallel_text import Pairs
+from lightning_meta.sources.subwords import EOS, PAD, Pieces, train_pieces
 
 SEGMENT = Segment(0, 0, 1, True)
 
 
 @pytest.fixture(scope="module")
 def numbers():
-    return pairs.number_words(200, 10)
+    return parallel_text.number_words(200, 10)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_multi30k_is_downloaded_where_it_is_asked_for(tmp_path, monkeypatch):
             for language in ("en", "fr"):
                 write(tmp_path / "multi30k" / "raw", f"{name}.{language}", [f"{name} {language}"])
 
-    monkeypatch.setattr(pairs, "download_multi30k", fetch)
+    monkeypatch.setattr(parallel_text, "download_multi30k", fetch)
     options = {"corpus": "multi30k", "root": str(tmp_path), "source": "paper"}
     refused = data_module(**options, download=False)
     refused.prepare_data()

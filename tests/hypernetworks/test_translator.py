@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_meta.hypernetworks.translator import Attention, Translator
-from lightning_meta.sources.pieces import BOS, EOS, PAD, UNKNOWN
+from lightning_meta.sources.subwords import BOS, EOS, PAD, UNKNOWN
 
 V = 7  # three pieces besides the special ones
 

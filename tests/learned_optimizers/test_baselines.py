@@ -5,7 +5,7 @@ import torch
 
 from lightning_meta.learned_optimizers.baselines import RULES, best_rate, descend
 from lightning_meta.learned_optimizers.problems import MLP, Classification, Quadratics
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 
 OPTIONS = {
     "SGD": (torch.optim.SGD, {"momentum": 0, "nesterov": False}),

@@ -10,11 +10,11 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_meta.cli import main
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers import learning_to_learn as module
-from lightning_meta.learned_optimizers.data import QuadraticProblems
 from lightning_meta.learned_optimizers.learning_to_learn import LearningToLearn
+from lightning_meta.learned_optimizers.learning_to_learn_data import QuadraticProblems
 from lightning_meta.learned_optimizers.problem_sets import QuadraticSet
 from lightning_meta.learned_optimizers.unroll import optimize, unroll
-from lightning_meta.schedule import MetaSchedule
+from lightning_meta.running.schedule import MetaSchedule
 from tests.conftest import arguments
 
 pytestmark = [

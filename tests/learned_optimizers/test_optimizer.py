@@ -18,9 +18,9 @@ from torch.nn.functional import mse_loss
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers import LearnedOptimizer
 from lightning_meta.learned_optimizers.baselines import descend
-from lightning_meta.learned_optimizers.data import DigitProblems, QuadraticProblems
 from lightning_meta.learned_optimizers.layers import LearnedRule
 from lightning_meta.learned_optimizers.learning_to_learn import LearningToLearn
+from lightning_meta.learned_optimizers.learning_to_learn_data import DigitProblems, QuadraticProblems
 from lightning_meta.learned_optimizers.optimizer import OPTIONS, WEIGHTS, read_rule, write_rule
 from lightning_meta.learned_optimizers.style_data import StyleProblems
 from lightning_meta.learned_optimizers.unroll import optimize

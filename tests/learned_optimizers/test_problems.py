@@ -14,7 +14,7 @@ from lightning_meta.learned_optimizers.problems import (
     Quadratics,
     StyleTransfers,
 )
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 
 WHICH = torch.tensor([False, True, True])
 

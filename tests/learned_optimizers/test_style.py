@@ -8,7 +8,7 @@ from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.features import Features
 from lightning_meta.learned_optimizers.style_data import OwnPicture, StyleProblems, StyleSet
 from lightning_meta.learned_optimizers.unroll import loss_and_gradient
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 from tests.conftest import arguments
 
 

@@ -16,7 +16,7 @@ from lightning_meta.learned_optimizers.unroll import (
     second_order_loss,
     unroll,
 )
-from lightning_meta.sampling import Segment
+from lightning_meta.running.segments import Segment
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 ORDERS = pytest.mark.parametrize("second", [False, True], ids=["first order", "second order"])

@@ -18,8 +18,8 @@ from lightning_meta.learnets.one_shot import (
     pair_logistic,
 )
 from lightning_meta.learnets.one_shot_data import Episodes, OneShotCharacters
-from lightning_meta.sampling import Episode, Segment
-from lightning_meta.sources import glyphs
+from lightning_meta.running.segments import Episode, Segment
+from lightning_meta.sources import characters
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*GPU available but not used"),
@@ -362,9 +362,9 @@ def greys(monkeypatch):
     """Alphabets of 20 characters, in 20 drawings, which differ by less than two characters do."""
     levels = 10 * torch.arange(20)[:, None] + torch.arange(20) % 4
     images = levels[:, :, None, None].expand(-1, -1, 28, 28).to(torch.uint8)
-    alphabet = glyphs.Alphabet(images, list(range(20)))
+    alphabet = characters.Alphabet(images, list(range(20)))
     names = ("Latin", "Lisu"), ("Lao",)
-    monkeypatch.setattr(glyphs, "font_alphabets", lambda: tuple(dict.fromkeys(part, alphabet) for part in names))
+    monkeypatch.setattr(characters, "font_alphabets", lambda: tuple(dict.fromkeys(part, alphabet) for part in names))
 
 
 def trainer_of(folder):

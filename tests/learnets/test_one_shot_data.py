@@ -20,9 +20,9 @@ from lightning_meta.learnets.one_shot_data import (
     gather,
     turned,
 )
-from lightning_meta.sampling import Episode, Segment, SegmentSampler
-from lightning_meta.schedule import MetaSchedule
-from lightning_meta.sources import glyphs
+from lightning_meta.running.schedule import MetaSchedule
+from lightning_meta.running.segments import Episode, Segment, SegmentSampler
+from lightning_meta.sources import characters
 from tests.conftest import arguments
 
 pytestmark = [
@@ -60,7 +60,7 @@ def alphabets(layout, drawings=20):
     def alphabet(first, characters):
         numbers = list(range(first, first + characters))
         images = [torch.stack([picture(number, drawing) for drawing in range(drawings)]) for number in numbers]
-        return glyphs.Alphabet(torch.stack(images), numbers)
+        return characters.Alphabet(torch.stack(images), numbers)
 
     return {name: alphabet(*place) for name, place in layout.items()}
 
@@ -77,10 +77,10 @@ def sources(monkeypatch, sets):
     def fail(*_):
         raise AssertionError("a test wants to download")
 
-    monkeypatch.setattr(glyphs, "has_omniglot", lambda root: root == "omniglot")
-    monkeypatch.setattr(glyphs, "omniglot", lambda root, evaluation: sets[evaluation])
-    monkeypatch.setattr(glyphs, "font_alphabets", lambda: ({"Lisu": sets[0]["Armenian"]} | sets[0], sets[1]))
-    monkeypatch.setattr(glyphs, "download_omniglot", fail)
+    monkeypatch.setattr(characters, "has_omniglot", lambda root: root == "omniglot")
+    monkeypatch.setattr(characters, "omniglot", lambda root, evaluation: sets[evaluation])
+    monkeypatch.setattr(characters, "font_alphabets", lambda: ({"Lisu": sets[0]["Armenian"]} | sets[0], sets[1]))
+    monkeypatch.setattr(characters, "download_omniglot", fail)
 
 
 def data_of(stage="fit", rank=0, world_size=1, precision=None, **options):
@@ -320,7 +320,7 @@ def test_only_what_is_missing_is_downloaded(monkeypatch):
         asked.append(root)
         raise InputError("Omniglot could not be downloaded")
 
-    monkeypatch.setattr(glyphs, "download_omniglot", fails)
+    monkeypatch.setattr(characters, "download_omniglot", fails)
     for options in ({"root": "omniglot"}, {"download": False}, {"source": "stand-in"}, {}, {"source": "paper"}):
         OneShotCharacters(**{"root": "nowhere"} | options).prepare_data()
     assert asked == ["nowhere", "nowhere"]
@@ -419,7 +419,7 @@ def runs():
     for run in range(3):
         answers, numbers = torch.randperm(5, generator=random), range(1196 + run, 1201 + run)
         training = torch.stack([picture(number, run) for number in numbers])
-        made.append(glyphs.Run(training, torch.stack([picture(numbers[a], run + 10) for a in answers]), answers))
+        made.append(characters.Run(training, torch.stack([picture(numbers[a], run + 10) for a in answers]), answers))
     return made
 
 
@@ -434,7 +434,7 @@ def test_the_official_runs_are_episodes():
 
 
 def test_the_official_runs_are_a_case_where_omniglot_is(monkeypatch):
-    monkeypatch.setattr(glyphs, "one_shot_runs", lambda root: runs())
+    monkeypatch.setattr(characters, "one_shot_runs", lambda root: runs())
     options = {"tests": {"Lake's": {"official_runs": True, "choose": "class"}}, "test_episodes": 4, "rotations": True}
     data = data_of("test", **options)
     first, lakes = (pictured(data, loader) for loader in data.test_dataloader())
@@ -605,7 +605,7 @@ def test_the_real_omniglot_and_its_runs(real_data, monkeypatch):
         for k, drawings in enumerate(images)
         for image in drawings
     }
-    for run, answers in zip(glyphs.one_shot_runs(real_data), data.sets["test/runs"].answers, strict=True):
+    for run, answers in zip(characters.one_shot_runs(real_data), data.sets["test/runs"].answers, strict=True):
         training = [place[image.numpy().tobytes()] for image in run.training]
         assert len({name for name, _ in training}) == 1
         assert [place[image.numpy().tobytes()] for image in run.test] == [training[a] for a in answers]

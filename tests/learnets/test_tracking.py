@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from lightning_meta.cli import main
+from lightning_meta.drawing.files import write_mp4
 from lightning_meta.errors import InputError
 from lightning_meta.learnets.tracker import EXEMPLAR
 from lightning_meta.learnets.tracking import LearnetTracking
@@ -21,9 +22,9 @@ from lightning_meta.learnets.tracking_data import (
     own_film,
 )
 from lightning_meta.learnets.tracking_figures import triplet_sheet, with_boxes
-from lightning_meta.sampling import Segment
-from lightning_meta.sources.clips import read_frames, write_mp4
+from lightning_meta.running.segments import Segment
 from lightning_meta.sources.tracks import Track
+from lightning_meta.sources.video_files import read_frames
 from tests.conftest import arguments
 
 SEGMENT = Segment(0, 0, 1, last=True)

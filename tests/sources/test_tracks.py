@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from lightning_meta.errors import InputError
-from lightning_meta.sources import photos, tracks
+from lightning_meta.sources import image_files, tracks
 from lightning_meta.sources.tracks import (
     got10k,
     has_got10k,
@@ -334,7 +334,7 @@ def test_moving_objects_move_smoothly_and_change_their_size():
 def test_moving_objects_leave_the_photographs_alone():
     before = {name: picture.clone() for name, picture in tracks._photographs().items()}
     moving_objects(0, seed=0).frame(0)
-    for name, picture in photos.bundled_photographs().items():
+    for name, picture in image_files.bundled_photographs().items():
         assert torch.equal(before[name], picture)
         assert torch.equal(tracks._photographs()[name], picture)
 

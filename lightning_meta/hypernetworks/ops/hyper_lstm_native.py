@@ -1,0 +1,57 @@
+"""Builds hyper_lstm.cpp where there is a C++ compiler, and calls it."""
+
+import ctypes
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_meta.nn import native
+
+_SOURCE = Path(__file__).with_name("hyper_lstm.cpp")
+_OF_KEPT = ["kept_h", "kept_c", "gates", "tanh_c", "normal", "rstd"]
+_OF_BOTH = ["x", "products", "z", "scale", "norm", "mask", "h", "c", "out"]  # as hyper_lstm._step takes them
+_OF_BACKWARD = ["to_x", "to_products", "to_z", "grad_norm", "grad_scale"]
+
+
+class _Step(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in (*_OF_KEPT, *_OF_BOTH, *_OF_BACKWARD)),
+        *((name, ctypes.c_int64) for name in ("n", "H", "Z", "row_size", "parts")),
+    ]
+
+
+def steps(like: Tensor, products: torch.dtype) -> tuple[Callable[..., None], Callable[..., None], int] | None:
+    """``hyper_lstm``'s ``_step`` and ``_step_backward`` as compiled, and into how many parts they split the samples.
+
+    Args:
+        like: Of the device and dtype of all but the products with x and h.
+        products: Their dtype.
+
+    Returns:
+        None where they cannot be had: no CPU, no compiler, or other dtypes.
+    """
+    library, parts = _library() if like.device.type == "cpu" else None, torch.get_num_threads()
+    names = (f"{name}_{like.dtype}_{products}".replace("torch.", "") for name in ("step", "step_backward"))
+    found = [getattr(library, name, None) for name in names]
+    return None if None in found else (*(functools.partial(_call, function, parts) for function in found), parts)
+
+
+def _call(function: Callable[[object], None], parts: int, kept: tuple[Tensor, ...], *tensors: Tensor | None) -> None:
+    x, _, _, scale, *_ = tensors
+    step = _Step(
+        *(None if tensor is None else tensor.data_ptr() for tensor in (*kept, *tensors)),
+        n=x.shape[1],
+        H=x.shape[2],
+        Z=0 if scale is None else scale.shape[1],
+        row_size=x.stride(1),
+        parts=parts,
+    )
+    function(ctypes.byref(step))
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    return native.library(_SOURCE)

@@ -1,0 +1,37 @@
+"""What a result was computed on: device, processor and commit."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+
+
+def device_name(trainer: Trainer) -> str:
+    """What the numbers were computed on, for a person."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads of {cpu_name()}"
+
+
+def cpu_name() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with ``+`` where files were changed since; None outside a checkout."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+    except FileNotFoundError:
+        return None
+    return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "") if head else None
