@@ -14,30 +14,47 @@ CLASSES = {  # class: the module below lightning_meta that defines it
     "VideoPrediction": "dynamic_filters.video",
     "StereoPrediction": "dynamic_filters.stereo",
     "SteerableFilters": "dynamic_filters.steerable",
-    "MovingMNIST": "dynamic_filters.moving_mnist_data",
-    "DrivingVideo": "dynamic_filters.driving_data",
-    "StereoPairs": "dynamic_filters.stereo_data",
-    "SteerablePatches": "dynamic_filters.steerable_data",
+    "MovingMNISTDataModule": "dynamic_filters.moving_mnist_data",
+    "DrivingVideoDataModule": "dynamic_filters.driving_data",
+    "StereoPairsDataModule": "dynamic_filters.stereo_data",
+    "SteerablePatchesDataModule": "dynamic_filters.steerable_data",
     "OneShotRecognition": "learnets.one_shot",
     "LearnetTracking": "learnets.tracking",
-    "OneShotCharacters": "learnets.one_shot_data",
-    "TrackingVideos": "learnets.tracking_data",
+    "OneShotDataModule": "learnets.one_shot_data",
+    "TrackingDataModule": "learnets.tracking_data",
     "PictureClassification": "hypernetworks.classification",
     "LanguageModel": "hypernetworks.language_model",
     "Handwriting": "hypernetworks.handwriting",
     "Translation": "hypernetworks.translation",
-    "MNIST": "hypernetworks.classification_data",
-    "CIFAR10": "hypernetworks.classification_data",
-    "Text": "hypernetworks.text_data",
-    "PenStrokes": "hypernetworks.stroke_data",
-    "Translations": "hypernetworks.translation_data",
+    "MNISTDataModule": "hypernetworks.classification_data",
+    "CIFAR10DataModule": "hypernetworks.classification_data",
+    "TextDataModule": "hypernetworks.text_data",
+    "PenStrokesDataModule": "hypernetworks.stroke_data",
+    "TranslationDataModule": "hypernetworks.translation_data",
     "LearningToLearn": "learned_optimizers.learning_to_learn",
     "LearningStyle": "learned_optimizers.style",
-    "QuadraticProblems": "learned_optimizers.learning_to_learn_data",
-    "DigitProblems": "learned_optimizers.learning_to_learn_data",
-    "PictureProblems": "learned_optimizers.learning_to_learn_data",
-    "StyleProblems": "learned_optimizers.style_data",
+    "QuadraticDataModule": "learned_optimizers.learning_to_learn_data",
+    "DigitProblemsDataModule": "learned_optimizers.learning_to_learn_data",
+    "ImageProblemsDataModule": "learned_optimizers.learning_to_learn_data",
+    "StyleDataModule": "learned_optimizers.style_data",
     "AtomicCheckpointIO": "storage.checkpoints",
+}
+FORMER = {  # names that classes once had; configurations, checkpoints and weights may still have them
+    "MovingMNIST": "MovingMNISTDataModule",
+    "DrivingVideo": "DrivingVideoDataModule",
+    "StereoPairs": "StereoPairsDataModule",
+    "SteerablePatches": "SteerablePatchesDataModule",
+    "OneShotCharacters": "OneShotDataModule",
+    "TrackingVideos": "TrackingDataModule",
+    "PenStrokes": "PenStrokesDataModule",
+    "Translations": "TranslationDataModule",
+    "QuadraticProblems": "QuadraticDataModule",
+    "DigitProblems": "DigitProblemsDataModule",
+    "PictureProblems": "ImageProblemsDataModule",
+    "StyleProblems": "StyleDataModule",
+    "Text": "TextDataModule",
+    "MNIST": "MNISTDataModule",
+    "CIFAR10": "CIFAR10DataModule",
 }
 
 
@@ -58,6 +75,7 @@ def full_path(class_path: str) -> str:
 def short_name(class_path: str) -> str:
     """The name alone, if it is a class of ``CLASSES``; any other class path is returned as it is."""
     package, _, name = class_path.rpartition(".")
+    name = FORMER.get(name, name)
     ours = name in CLASSES and (not package or package.startswith("lightning_meta."))
     return name if ours else class_path
 

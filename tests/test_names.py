@@ -37,11 +37,14 @@ def test_other_classes_keep_their_paths():
 
 
 def test_only_class_paths_are_renamed():
-    content = {"class_path": "Text", "init_args": {"text": "Text", "more": [{"class_path": "MNIST"}, "MNIST", None]}}
+    content = {
+        "class_path": "TextDataModule",
+        "init_args": {"text": "Text", "more": [{"class_path": "MNISTDataModule"}, "MNIST", None]},
+    }
     full = names.rename_classes(content, names.full_path)
-    assert full["class_path"] == "lightning_meta.hypernetworks.text_data.Text"
+    assert full["class_path"] == "lightning_meta.hypernetworks.text_data.TextDataModule"
     assert full["init_args"]["text"] == "Text"
-    assert full["init_args"]["more"][0]["class_path"].endswith(".classification_data.MNIST")
+    assert full["init_args"]["more"][0]["class_path"].endswith(".classification_data.MNISTDataModule")
     assert full["init_args"]["more"][1:] == ["MNIST", None]
     assert names.rename_classes(full, names.short_name) == content
 
@@ -59,7 +62,7 @@ def test_arguments_are_expanded(tmp_path, monkeypatch):
         ("-c", "paper/dfn_mnist.yaml"): ["-c", f"{configs / 'paper' / 'dfn_mnist.yaml'}"],
         ("--config=mine.yaml", "--data.text", "Text"): ["--config=mine.yaml", "--data.text", "Text"],
         ("--config={trainer: {max_steps: 3}}",): ["--config={trainer: {max_steps: 3}}"],
-        ("--data=Text",): ["--data=lightning_meta.hypernetworks.text_data.Text"],
+        ("--data=Text",): ["--data=lightning_meta.hypernetworks.text_data.TextDataModule"],
         ("--model.class_path", "Handwriting"): [
             "--model.class_path",
             "lightning_meta.hypernetworks.handwriting.Handwriting",

@@ -16,6 +16,20 @@ PACKAGE = ROOT / "lightning_meta"
 PAPERS = [path.name for path in PACKAGE.iterdir() if (path / "layers.py").exists()]
 
 
+FLOORS = [  # rooms of the package, from the ground up: a room knows only those below its own floor
+    ["errors"],
+    ["seeding", "nn", "names"],
+    ["sources", "storage"],
+    ["drawing"],
+    ["running"],
+    PAPERS,
+    ["catalogue", "command_help", "command_options", "data_terms"],
+    ["cli"],
+    ["__main__"],
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
 def imports(path: Path) -> set[str]:
     tree = ast.parse(path.read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -25,32 +39,37 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def knows(path: Path, package: str) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for name in imports(path))
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_downwards(path):
+    """Papers do not know one another, sources know no paper, and the rest of the floor plan."""
+    ours = room(path)
+    for name in (name for name in imports(path) if name.startswith("lightning_meta.")):
+        theirs = name.split(".")[1]
+        assert theirs == ours or FLOOR[theirs] < FLOOR[ours], f"{ours} must not import {name}"
 
 
 @pytest.mark.parametrize("paper", PAPERS)
-def test_papers_do_not_know_one_another_and_layers_know_no_lightning(paper):
-    for path in (PACKAGE / paper).glob("*.py"):
-        assert not any(knows(path, f"lightning_meta.{other}") for other in PAPERS if other != paper), path
-    plain = [PACKAGE / paper / "layers.py"]
-    for path in plain:  # and what it is made of, which is of the same paper, or shared and as plain
-        assert not knows(path, "lightning"), path
-        for name in (name for name in imports(path) if name.startswith("lightning_meta")):
-            names = name, name.rpartition(".")[0]  # a module, or what is in one
-            files = [PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in names]
-            files = [file for file in files if file.exists()]
-            assert name.startswith(f"lightning_meta.{paper}.") or any(file.parent == PACKAGE for file in files), path
-            plain += [file for file in files if file not in plain]
+def test_layers_and_operators_know_no_lightning(paper):
+    plain = [PACKAGE / paper / "layers.py", *(PACKAGE / paper / "ops").glob("*.py"), *(PACKAGE / "nn").glob("*.py")]
+    for path in plain:
+        found = imports(path)
+        assert not any(name.split(".")[0] == "lightning" for name in found), path
+        rooms = {name.split(".")[1] for name in found if name.startswith("lightning_meta.")}
+        assert rooms <= {paper, "nn", "errors"}, path
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_a_paper_has_its_page(paper):
     assert (PACKAGE / paper / "README.md").exists()
 
 
-def test_shared_code_knows_no_paper_and_sources_no_lightning():
-    shared = [*PACKAGE.glob("*.py"), *(PACKAGE / "sources").glob("*.py")]
-    for path in shared:
-        assert not any(knows(path, f"lightning_meta.{paper}") for paper in PAPERS), path
+def test_sources_know_no_lightning():
     for path in (PACKAGE / "sources").glob("*.py"):
-        assert not knows(path, "lightning"), path
+        assert not any(name.split(".")[0] == "lightning" for name in imports(path)), path
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard and for files: film strips, optical flow, animations.
+"""Pictures made of others: film strips, and sheets of pictures with named columns.
 
 Pictures are uint8 (3, H', W'), as ``add_image`` takes them. Frames are float (H, W), 0 black to 1 white, on any device
 and in any precision; values outside are clipped. T is a number of frames, H and W a frame's height and width in pixels.

@@ -4,15 +4,14 @@ Shapes: T frames of 64x64 pixels; one grey channel; values in [0, 1] once they a
 """
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from lightning_meta.dynamic_filters.moving_mnist_data import SPLITS, ClipData, DrawnClips, FixedClips
+from lightning_meta.dynamic_filters.moving_mnist_data import ClipDataModule, DrawnClips, FixedClips
 from lightning_meta.errors import InputError
+from lightning_meta.running.data_module import SPLITS, Source
 from lightning_meta.seeding import generator
 from lightning_meta.sources import driving, image_files
-from lightning_meta.sources.labelled_images import warn_of_stand_in
 
 STAND_IN = "drives over bundled photographs, a stand-in for driving video"
 
@@ -54,7 +53,7 @@ class DrawnDrives(DrawnClips):
         return seen, flow if self.with_flow else None
 
 
-class DrivingVideo(ClipData):
+class DrivingVideoDataModule(ClipDataModule):
     """Grey driving video of 64x64 pixels, 3 frames to see and 3 to predict; or a video to predict from.
 
     Of every video the first 80 % are to train on, the next 10 % to validate on and the last 10 % to test on; of the
@@ -85,7 +84,7 @@ class DrivingVideo(ClipData):
     def __init__(
         self,
         root: str = "data",
-        source: Literal["auto", "paper", "stand-in"] = "auto",
+        source: Source = "auto",
         video: str | None = None,
         clip: str | None = None,
         batch_size: int = 16,
@@ -101,27 +100,34 @@ class DrivingVideo(ClipData):
         self.save_hyperparameters()
         self.batch_size = batch_size
 
-    def setup(self, stage: str) -> None:
+    @property
+    def present(self) -> bool:
+        return (Path(self.hparams.root) / "highway" / "highwayDriving_train.h5").exists()
+
+    def make_sets(self, stage: str) -> None:
         h, videos = self.hparams, self.read()
         self.counts = {"val": h.val_sequences, "test": h.test_sequences or 1000, "predict": h.predict_sequences}
         if videos is None:
             found = {name: image_files.grey(picture) for name, picture in image_files.bundled_photographs().items()}
             names = {"train": ("china", "flower"), "val": ("minduka",), "test": ("grace_hopper",)}
             pictures = {split: [found[name] for name in names[split]] for split in names}
-            self.train_set = DrawnDrives(pictures["train"], "train", h.seed)
-            self.val_set = DrawnDrives(pictures["val"], "val", seed=0)
-            self.test_set = DrawnDrives(pictures["test"], "test", seed=0, with_flow=True)
-            self.data_name, self.test_name = STAND_IN, "drives over another photograph"
+            self.sets = {
+                "train": DrawnDrives(pictures["train"], "train", h.seed),
+                "val": DrawnDrives(pictures["val"], "val", seed=0),
+                "test": DrawnDrives(pictures["test"], "test", seed=0, with_flow=True),
+            }
+            self.test_name = "drives over another photograph"
         else:
-            self.train_set = RandomWindows(videos["train"], "train", h.seed, h.frame_step)
-            self.val_set = self._windows("val", videos["val"], h.val_sequences)
-            self.test_set = self._windows("test", videos["test"], h.test_sequences)
+            self.sets = {
+                "train": RandomWindows(videos["train"], "train", h.seed, h.frame_step),
+                "val": self._windows("val", videos["val"], h.val_sequences),
+                "test": self._windows("test", videos["test"], h.test_sequences),
+            }
             self.counts["predict"] = min(self.counts["predict"], self.counts["test"])
             self.test_name = "later frames"
+        self.sets["predict"] = self.sets["test"]
         if stage == "predict" and h.clip:
-            video = driving.read_drive(h.clip)
-            self.test_set = self._windows("predict", [video], h.predict_sequences)
-        self.save_hyperparameters({"data_name": self.data_name})
+            self.sets["predict"] = self._windows("predict", [driving.read_drive(h.clip)], h.predict_sequences)
 
     def _windows(self, split: str, videos: list[np.ndarray], at_most: int | None) -> FixedClips:
         """Every piece of the videos, or so many at equal distances; a video that is too short is one whole."""
@@ -137,22 +143,22 @@ class DrivingVideo(ClipData):
 
     def read(self) -> dict[str, list[np.ndarray]] | None:
         """Frames of each split; None for the stand-in. Sets ``data_name``."""
-        h, folder = self.hparams, Path(self.hparams.root)
-        paper, found = folder / "highway" / "highwayDriving_train.h5", folder / "video" / "highway"
-        if h.video is None and (h.source == "paper" or (h.source == "auto" and paper.exists())):
+        h, highway = self.hparams, Path(self.hparams.root) / "highway"
+        found = _videos(Path(h.root) / "video" / "highway")
+        if h.video:
+            paths = _videos(Path(h.video)) or [Path(h.video)]
+        elif h.source == "auto" and found and not self.present:
+            paths = found
+        elif self.use_papers_data("the authors' highway recording", highway, STAND_IN):
             train, test = (
-                driving.read_highway(paper.with_name(f"highwayDriving_{split}.h5"), ["highway_L"])[0]
+                driving.read_highway(highway / f"highwayDriving_{split}.h5", ["highway_L"])[0]
                 for split in ("train", "test")
             )
-            self.data_name = "the authors' highway recording"
             cut = len(train) * 9 // 10
             return {"train": [train[:cut]], "val": [train[cut:]], "test": [test]}
-        if h.video is None and (h.source == "stand-in" or not _videos(found)):
-            if h.source == "auto":
-                warn_of_stand_in("driving video", found, STAND_IN)
+        else:
             return None
-        paths = _videos(Path(h.video)) or [Path(h.video)] if h.video else _videos(found)
-        self.data_name = f"{', '.join(path.name for path in paths)}"
+        self.data_name = ", ".join(path.name for path in paths)
         splits: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
         for path in paths:
             frames = driving.read_drive(path)

@@ -6,25 +6,22 @@ Shapes: B sequences, T frames, H rows, W columns; one grey channel; values in [0
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.running.data_module import ScheduledData
-from lightning_meta.running.segments import Key, Segment, evaluation_keys
+from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
+from lightning_meta.running.segments import Key, Segment
 from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import digits, video_files
 
 SIZE, DIGIT = 64, 28  # pixels of the canvas and of a digit
 STEP = 0.1  # of the free way of 64 - 28 pixels: a digit moves 3.6 pixels a frame
-SPLITS = {"train": 0, "val": 1, "test": 2}
 
 
 def trajectory(frames: int, random: np.random.Generator) -> np.ndarray:
@@ -152,57 +149,31 @@ class FixedClips(Dataset[Sample]):
         return self.sequences[index, segment.start : segment.stop + 1], segment, None
 
 
-class ClipData(ScheduledData):
-    """What the data modules of clips share: loaders over ``train_set``, ``val_set`` and ``test_set``.
+class ClipDataModule(MetaDataModule):
+    """The base class of the data modules of clips; ``frames``, a hyper-parameter, is the length of a sequence."""
 
-    Among the hyper-parameters is ``frames``, of a sequence.
-    """
-
-    train_set: DrawnClips
-    val_set: Dataset[Sample]
-    test_set: Dataset[Sample]
-    counts: dict[str, int]  # sequences to validate on (val), to test on (test) and to go on with (predict)
+    collate = staticmethod(Clips.collate)
 
     @property
-    def test_samples(self) -> int:
-        """How many sequences a test result is a mean of."""
-        return self.counts["test"]
+    def horizon(self) -> int:
+        """Number of the last frame of a sequence."""
+        return self.hparams.frames - 1
 
     def mean_frame(self) -> Tensor:
         """The average frame of training sequences, (1, H, W): what one knows without looking."""
-        frames = [self.train_set.sequence(i, self.hparams.frames)[0].mean(0) for i in range(500)]
+        frames = [self.sets["train"].sequence(i, self.hparams.frames)[0].mean(0) for i in range(500)]
         return torch.from_numpy(np.mean(frames, axis=0) / 255).float()[None]
 
     def flow_batches(self, batches: int, frames: int) -> Iterator[Clips]:
         """The heads of training sequences, up to and with frame number ``frames``, with their flow if it is known."""
-        labelled, size = copy.copy(self.train_set), self.batch_size
+        labelled, size = copy.copy(self.sets["train"]), self.batch_size
         labelled.with_flow = True
         for i in range(batches):
             segment = Segment(i, 0, frames, last=True)
             yield Clips.collate([labelled[i * size + j, segment] for j in range(size)])
 
-    def train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_set, batch_sampler=self.scheduled())
 
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.val_set, "val")
-
-    def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.test_set, "test")
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.test_set, "predict")
-
-    def _evaluation_loader(self, dataset: Dataset, split: str) -> DataLoader:
-        horizon, rank, world_size = self.hparams.frames - 1, self.trainer.global_rank, self.trainer.world_size
-        keys = evaluation_keys(self.counts[split], horizon, rank, world_size)
-        return self._loader(dataset, sampler=keys, batch_size=self.batch_size)
-
-    def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
-        return self.loader(dataset, Clips.collate, **order)
-
-
-class MovingMNIST(ClipData):
+class MovingMNISTDataModule(ClipDataModule):
     """Moving MNIST: two digits on 64x64 pixels, 10 frames to see and 10 to predict; or a clip to predict from.
 
     Training sequences are drawn on the fly from the first 50,000 training images of MNIST, validation sequences from
@@ -231,7 +202,7 @@ class MovingMNIST(ClipData):
     def __init__(
         self,
         root: str = "data",
-        source: Literal["auto", "paper", "stand-in"] = "auto",
+        source: Source = "auto",
         download: bool = True,
         test_set: Literal["generated", "fixed"] = "generated",
         clip: str | None = None,
@@ -247,47 +218,43 @@ class MovingMNIST(ClipData):
         self.save_hyperparameters()
         self.batch_size = batch_size
 
-    def prepare_data(self) -> None:
-        if self.hparams.source == "stand-in" or not self.hparams.download or digits.has_mnist(self.hparams.root):
-            return
-        with suppress(InputError):  # setup says what is missing, or falls back
-            digits.download_mnist(self.hparams.root)
+    @property
+    def present(self) -> bool:
+        return digits.has_mnist(self.hparams.root)
 
-    def setup(self, stage: str) -> None:
-        h, root, source = self.hparams, self.hparams.root, self.hparams.source
+    def fetch(self) -> None:
+        digits.download_mnist(self.hparams.root)
+
+    def make_sets(self, stage: str) -> None:
+        h, root = self.hparams, self.hparams.root
         self.counts = {"val": h.val_sequences, "test": h.test_sequences, "predict": h.predict_sequences}
         if Path(root).exists() and not Path(root).is_dir():
             raise InputError(f"{root} is a file: --data.root names a folder, the one with MNIST/raw in it")
-        if source == "paper" or (source == "auto" and digits.has_mnist(root)):
+        if self.use_papers_data("MNIST", Path(root) / "MNIST" / "raw", digits.STAND_IN):
             pictures, test = digits.mnist(root, train=True)[0], digits.mnist(root, train=False)[0]
             train, val = pictures[:50_000], pictures[50_000:]
-            self.data_name = "MNIST"
         else:
             pictures = digits.small_digits()[0]
             train, val, test = pictures[:1200], pictures[1200:1400], pictures[1400:]
-            self.data_name = "scikit-learn's 8x8 digits, a stand-in for MNIST"
-            if source == "auto":
-                rank_zero_warn(
-                    f"no MNIST in {Path(root) / 'MNIST' / 'raw'}: this run uses {self.data_name}; "
-                    "--data.root names another place"
-                )
-        self.train_set = MovingDigits(train, "train", self.hparams.seed)
-        self.val_set = MovingDigits(val, "val", seed=0)
-        self.test_set = MovingDigits(test, "test", seed=0, with_flow=True)
+        self.sets = {
+            "train": MovingDigits(train, "train", h.seed),
+            "val": MovingDigits(val, "val", seed=0),
+            "test": MovingDigits(test, "test", seed=0, with_flow=True),
+        }
         self.test_name = "sequences drawn from the test images"
-        if self.hparams.test_set == "fixed" and stage in ("test", "predict"):
+        if h.test_set == "fixed" and stage in ("test", "predict"):
             sequences = fixed_test_sequences(Path(root))
             if len(sequences) < self.counts["test"]:
                 raise InputError(
                     f"the fixed test set has {len(sequences)} sequences: --data.test_sequences {self.counts['test']} "
                     "must be at most that"
                 )
-            self.test_set = FixedClips(sequences)
+            self.sets["test"] = FixedClips(sequences)
             self.test_name = "the fixed test sequences of Srivastava et al. (2015)"
-        if stage == "predict" and self.hparams.clip:
-            self.test_set = FixedClips(own_clip(self.hparams.clip, self.hparams.frames)[None])
+        self.sets["predict"] = self.sets["test"]
+        if stage == "predict" and h.clip:
+            self.sets["predict"] = FixedClips(own_clip(h.clip, h.frames)[None])
             self.counts["predict"] = 1
-        self.save_hyperparameters({"data_name": self.data_name})
 
 
 def fixed_test_sequences(root: Path) -> np.ndarray:

@@ -5,7 +5,7 @@ Shapes: B samples, H rows, W columns; one grey channel; values in [0, 1].
 
 import math
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.command_options import Numbers
 from lightning_meta.errors import InputError
-from lightning_meta.running.data_module import ScheduledData
-from lightning_meta.running.segments import Key, Segment, evaluation_keys
+from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
+from lightning_meta.running.segments import Key, Segment
 from lightning_meta.seeding import generator
 from lightning_meta.sources import image_files
-from lightning_meta.sources.labelled_images import warn_of_stand_in
 
 SIZE = 64  # side of a patch in validation and test
-SPLITS = {"train": 0, "val": 1, "test": 2}
+STAND_IN = "bundled photographs, a stand-in for natural pictures"
 
 
 class Patches(NamedTuple):
@@ -71,7 +70,7 @@ class OneInManyAngles(Dataset[tuple[np.ndarray, float, Segment]]):
         return self.picture, math.radians(self.degrees[index]), segment
 
 
-class SteerablePatches(ScheduledData):
+class SteerablePatchesDataModule(MetaDataModule):
     """Grey patches of 64x64 pixels from natural pictures, and angles from the whole circle, all drawn on the fly.
 
     No picture is in two splits. Of the pictures in ``<root>/steerable``, by name, the last tenth is to test on and the
@@ -99,7 +98,7 @@ class SteerablePatches(ScheduledData):
     def __init__(
         self,
         root: str = "data",
-        source: Literal["auto", "paper", "stand-in"] = "auto",
+        source: Source = "auto",
         picture: str | None = None,
         angles: Numbers | None = None,
         batch_size: int = 64,
@@ -113,11 +112,23 @@ class SteerablePatches(ScheduledData):
         self.save_hyperparameters()
         self.batch_size = batch_size
 
-    def setup(self, stage: str) -> None:
+    collate = staticmethod(Patches.collate)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The pictures below ``root``."""
+        folder = Path(self.hparams.root) / "steerable"
+        return image_files.picture_paths(folder) if folder.is_dir() else []
+
+    @property
+    def present(self) -> bool:
+        return len(self.paths) >= 3
+
+    def make_sets(self, stage: str) -> None:
         h = self.hparams
         if not 9 <= h.size <= SIZE:
             raise InputError(f"data.size: {h.size} pixels: choose 9, a filter's size, to {SIZE}")
-        splits, self.data_name = self.read()
+        splits = self.read()
         self.sets = {
             "train": RandomPatches(splits["train"], "train", h.seed, h.size),
             "val": RandomPatches(splits["val"], "val", seed=0),
@@ -126,24 +137,25 @@ class SteerablePatches(ScheduledData):
         self.degrees = list(range(0, 360, 30)) if h.angles is None else h.angles
         if not self.degrees or not all(0 <= degrees <= 360 for degrees in self.degrees):
             raise InputError(f"data.angles: {self.degrees}: give degrees from 0 to 360, such as [0, 45, 90]")
+        if stage == "predict" and h.picture:
+            picture = image_files.grey(image_files.read_picture(h.picture))
+        else:
+            picture = self.sets["test"][0, Segment(0, 0, 1, last=True)][0]
+        self.sets["predict"] = OneInManyAngles(picture, self.degrees)
+        self.counts = {"val": h.val_patches, "test": h.test_patches, "predict": len(self.degrees)}
         self.test_name = "patches of other pictures"
-        self.save_hyperparameters({"data_name": self.data_name})
 
-    def read(self) -> tuple[dict[str, list[np.ndarray]], str]:
-        """Grey pictures of each split, and what they are."""
-        h, folder = self.hparams, Path(self.hparams.root) / "steerable"
-        paths = image_files.picture_paths(folder) if folder.is_dir() else []
+    def read(self) -> dict[str, list[np.ndarray]]:
+        """Grey pictures of each split."""
+        h, folder, paths = self.hparams, Path(self.hparams.root) / "steerable", self.paths
         if h.source == "paper" and len(paths) < 3:
             raise InputError(
                 f"{folder}: {len(paths)} pictures: put natural pictures there, three PNG, JPG or WebP at least"
             )
-        if h.source == "stand-in" or len(paths) < 3:
-            if h.source == "auto":
-                warn_of_stand_in("three pictures", folder, "bundled photographs, a stand-in")
+        if not self.use_papers_data("three pictures", folder, STAND_IN):
             found = {name: image_files.grey(picture) for name, picture in image_files.bundled_photographs().items()}
             names = {"train": ("china", "flower"), "val": ("minduka",), "test": ("grace_hopper",)}
-            splits = {split: [found[name] for name in names[split]] for split in names}
-            return splits, "bundled photographs, a stand-in for natural pictures"
+            return {split: [found[name] for name in names[split]] for split in names}
         pictures = [image_files.grey(image_files.read_picture(path)) for path in paths]
         for path, picture in zip(paths, pictures, strict=True):
             if min(picture.shape) < SIZE:
@@ -151,33 +163,8 @@ class SteerablePatches(ScheduledData):
                 raise InputError(f"{path} is {width}x{height} pixels: replace it by one of {SIZE}x{SIZE} at least")
         held_out = max(1, len(pictures) // 10)
         train, val, test = pictures[: -2 * held_out], pictures[-2 * held_out : -held_out], pictures[-held_out:]
-        return {"train": train, "val": val, "test": test}, f"{len(pictures)} pictures of {folder.name}"
-
-    @property
-    def test_samples(self) -> int:
-        """How many patches a test result is a mean of."""
-        return self.hparams.test_patches
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader(self.sets["train"], batch_sampler=self.scheduled())
-
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.sets["val"], self.hparams.val_patches)
-
-    def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.sets["test"], self.hparams.test_patches)
+        self.data_name = f"{len(pictures)} pictures of {folder.name}"
+        return {"train": train, "val": val, "test": test}
 
     def predict_dataloader(self) -> DataLoader:
-        h = self.hparams
-        if h.picture:
-            picture = image_files.grey(image_files.read_picture(h.picture))
-        else:
-            picture = self.sets["test"][0, Segment(0, 0, 1, last=True)][0]
-        return self._evaluation_loader(OneInManyAngles(picture, self.degrees), len(self.degrees), batch_size=1)
-
-    def _evaluation_loader(self, dataset: Dataset, samples: int, batch_size: int | None = None) -> DataLoader:
-        keys = evaluation_keys(samples, 1, self.trainer.global_rank, self.trainer.world_size)
-        return self._loader(dataset, sampler=keys, batch_size=batch_size or self.batch_size)
-
-    def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
-        return self.loader(dataset, Patches.collate, **order)
+        return self.evaluation_loader("predict", batch_size=1)

@@ -228,7 +228,7 @@ class StereoPrediction(LightningModule):
 
     def predict_step(self, batch: Pairs, batch_idx: int) -> dict[str, Tensor]:
         """A sheet for every pair, by file name."""
-        examples = self.trainer.datamodule.predict_examples
+        examples = self.trainer.datamodule.examples["predict"]
         numbers = range(batch.segment.problem, len(examples), self.trainer.world_size)
         rows = self._draw(batch)
         return {f"{examples[i].name}.png": picture_sheet([row], scale=4) for i, row in zip(numbers, rows, strict=False)}

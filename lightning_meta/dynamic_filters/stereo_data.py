@@ -6,24 +6,23 @@ Shapes: B pairs, S the side of a picture in pixels; one grey channel; values in 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.running.data_module import ScheduledData
-from lightning_meta.running.segments import Key, Segment, evaluation_keys
+from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
+from lightning_meta.running.segments import Key, Segment
 from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import image_files, stereo
 from lightning_meta.sources.driving import read_highway
-from lightning_meta.sources.labelled_images import warn_of_stand_in
 from lightning_meta.sources.stereo import StereoPair, Views
 
 SIZE = 64  # the paper's side of a picture
-SPLITS = {"train": 0, "val": 1, "test": 2}
+STAND_IN = "drawn scenes of textured layers, a stand-in for highway driving"
 FEWEST = 10  # pairs that a folder must have to be trained on
 PHOTOGRAPHS = ("china", "flower"), ("minduka",), ("grace_hopper",)  # whose pieces are drawn in each split
 MEAN_OF = 500  # training pairs that the mean view is made from
@@ -106,7 +105,7 @@ class FixedPairs(Dataset[tuple[Example, Segment]]):
         return self.examples[index], segment
 
 
-class StereoPairs(ScheduledData):
+class StereoPairsDataModule(MetaDataModule):
     """Left and right views in grey, 64x64 pixels: the paper's highway recording, other pairs, or drawn scenes.
 
     Other pairs may have any layout that ``sources.stereo.find_pairs`` knows, with true disparities or without. They are
@@ -141,7 +140,7 @@ class StereoPairs(ScheduledData):
     def __init__(
         self,
         root: str = "data",
-        source: Literal["auto", "paper", "stand-in"] = "auto",
+        source: Source = "auto",
         pairs: str | None = None,
         disparity_scale: float | None = None,
         size: int = SIZE,
@@ -157,7 +156,13 @@ class StereoPairs(ScheduledData):
         self.save_hyperparameters()
         self.batch_size = batch_size
 
-    def setup(self, stage: str) -> None:
+    collate = staticmethod(Pairs.collate)
+
+    @property
+    def present(self) -> bool:
+        return bool(list((Path(self.hparams.root) / "highway").glob("highwayDriving_*.h5")))
+
+    def make_sets(self, stage: str) -> None:
         h = self.hparams
         if not 16 <= h.size <= SIZE or h.size % 2:
             raise InputError(f"data.size: {h.size} pixels: choose an even number from 16 to {SIZE}")
@@ -166,15 +171,16 @@ class StereoPairs(ScheduledData):
         highway, folder = Path(h.root) / "highway", Path(h.root) / "stereo"
         if h.pairs:
             self._use_folder(Path(h.pairs), stage)
-        elif h.source == "paper" or (h.source == "auto" and list(highway.glob("highwayDriving_*.h5"))):
-            self._use_highway(highway)
-        elif h.source == "auto" and folder.is_dir():
+        elif h.source == "auto" and folder.is_dir() and not self.present:
             self._use_folder(folder, stage)
+        elif self.use_papers_data("highway driving", highway, STAND_IN):
+            self._use_highway(highway)
         else:
-            if h.source == "auto":
-                warn_of_stand_in("highwayDriving_train.h5", highway, "drawn scenes of textured layers, a stand-in")
             self._use_drawn()
-        self.save_hyperparameters({"data_name": self.data_name})
+        shown = self.examples["test"][: None if h.pairs else h.predict_pairs]
+        self.examples["predict"] = shown
+        self.sets |= {split: FixedPairs(examples) for split, examples in self.examples.items()}
+        self.counts = {split: len(examples) for split, examples in self.examples.items()}
 
     def _use_highway(self, folder: Path) -> None:
         h = self.hparams
@@ -187,10 +193,10 @@ class StereoPairs(ScheduledData):
         if len(train) < FEWEST:
             raise InputError(f"{folder}: {len(train)} training pairs are too few: give the authors' files")
         held_out = len(train) // 10
-        self.train_set = RandomWindows(train[:-held_out], h.seed, SIZE, h.mirror)
+        self.sets["train"] = RandomWindows(train[:-held_out], h.seed, SIZE, h.mirror)
         val, test = ([Example(f"{i:05d}", views) for i, views in enumerate(part)] for part in (train[-held_out:], test))
         self._evaluate_on(val[: h.val_pairs], test[: h.test_pairs])
-        self.data_name, self.test_name = "highway driving", "the test recording"
+        self.test_name = "the test recording"
 
     def _use_folder(self, folder: Path, stage: str) -> None:
         h = self.hparams
@@ -212,7 +218,7 @@ class StereoPairs(ScheduledData):
                 f"{folder}: no folder there has {FEWEST} pairs, and smaller ones are not trained on: add some, or take "
                 "--data.source stand-in"
             )
-        self.train_set = RandomWindows([small(pair, h.size) for pair in train], h.seed, h.size, h.mirror)
+        self.sets["train"] = RandomWindows([small(pair, h.size) for pair in train], h.seed, h.size, h.mirror)
         known = (e._replace(scored=False) for e in squares(others, h.size) if e.views.right_disparity is not None)
         val = list(islice(squares(val, h.size), h.val_pairs))
         self._evaluate_on(val, [*islice(squares(test, h.size), h.test_pairs), *known])
@@ -222,10 +228,9 @@ class StereoPairs(ScheduledData):
         h = self.hparams
         found = {name: image_files.grey(picture) for name, picture in image_files.bundled_photographs().items()}
         train, val, test = ([found[name] for name in names] for names in PHOTOGRAPHS)
-        self.train_set = DrawnPairs(train, "train", h.seed, h.size)
+        self.sets["train"] = DrawnPairs(train, "train", h.seed, h.size)
         drawn = (DrawnPairs(val, "val", 0, h.size), h.val_pairs), (DrawnPairs(test, "test", 0, h.size), h.test_pairs)
         self._evaluate_on(*([_example(pairs, i) for i in range(count)] for pairs, count in drawn))
-        self.data_name = "drawn scenes of textured layers, a stand-in for highway driving"
         self.test_name = "layers cut from another photograph"
 
     def _evaluate_on(self, val: list[Example], test: list[Example]) -> None:
@@ -239,7 +244,7 @@ class StereoPairs(ScheduledData):
 
     def mean_view(self) -> Tensor:
         """The average right view of training pairs, (1, S, S): what one knows without looking."""
-        views = [_example(self.train_set, i).views.right / 255 for i in range(MEAN_OF)]
+        views = [_example(self.sets["train"], i).views.right / 255 for i in range(MEAN_OF)]
         return torch.from_numpy(np.mean(views, axis=0)).float()[None]
 
     def mean_disparities(self) -> tuple[Tensor, Tensor]:
@@ -247,30 +252,6 @@ class StereoPairs(ScheduledData):
         (1, S, S)."""
         truths = _planes(self.truths)
         return truths.nanmean().view(1, 1, 1), truths.nanmean(0)
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_set, batch_sampler=self.scheduled())
-
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.examples["val"])
-
-    def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.examples["test"])
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.predict_examples)
-
-    @property
-    def predict_examples(self) -> list[Example]:
-        """What ``predict`` predicts: the user's pairs, else some test pairs."""
-        return self.examples["test"][: None if self.hparams.pairs else self.hparams.predict_pairs]
-
-    def _evaluation_loader(self, examples: list[Example]) -> DataLoader:
-        keys = evaluation_keys(len(examples), 1, self.trainer.global_rank, self.trainer.world_size)
-        return self._loader(FixedPairs(examples), sampler=keys, batch_size=self.batch_size)
-
-    def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
-        return self.loader(dataset, Pairs.collate, **order)
 
 
 def _example(dataset: Dataset, index: int) -> Example:

@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lightning_meta.drawing import sheets
+from lightning_meta.drawing.sheets import film_strip
 from lightning_meta.dynamic_filters import flow_head
+from lightning_meta.dynamic_filters.figures import animation, flow_figure
 from lightning_meta.dynamic_filters.frame_scores import SCORES, end_point_error, frame_scores, squared_error
 from lightning_meta.dynamic_filters.layers import expected_displacement
 from lightning_meta.dynamic_filters.moving_mnist_data import SIZE, Clips
@@ -323,11 +324,11 @@ class VideoPrediction(LightningModule):
                 rows |= {"truth": truth, "|error|": (prediction[: len(truth)] - truth).abs()}
             columns |= {name: times[: len(rows[name])] for name in rows if name != "input"}
             pictures = {
-                "frames": sheets.film_strip(rows, columns),
-                "animation": sheets.animation(given, prediction, truth if len(truth) else None),
+                "frames": film_strip(rows, columns),
+                "animation": animation(given, prediction, truth if len(truth) else None),
             }
             if self.hparams.dynamic:
-                pictures["flow"] = sheets.flow_figure(
+                pictures["flow"] = flow_figure(
                     given[-1],
                     flow.float().cpu(),
                     prediction[0],

@@ -13,18 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.running.data_module import ScheduledData
-from lightning_meta.running.segments import Key, Segment, evaluation_keys
+from lightning_meta.running.data_module import Source
+from lightning_meta.running.labelled_image_data import LabelledImageDataModule
+from lightning_meta.running.segments import Key, Segment
 from lightning_meta.seeding import generator, shuffled
-from lightning_meta.sources import image_files
-from lightning_meta.sources.labelled_images import (
-    LabelledPictures,
-    Source,
-    fetch_cifar10,
-    fetch_digits,
-    read_cifar10,
-    read_digits,
-)
+from lightning_meta.sources import image_files, labelled_images
+from lightning_meta.sources.labelled_images import LabelledImages
 
 TRAIN, VALIDATION_SPLIT = 0, 1  # of random numbers
 
@@ -115,7 +109,7 @@ def crop(padded: Tensor, size: int, how: Tensor) -> Tensor:
     return padded.movedim(1, -1)[batch, rows[:, :, None], columns[:, None]].movedim(-1, 1)
 
 
-class ClassificationData(ScheduledData):
+class ClassificationDataModule(LabelledImageDataModule):
     """What both data sets share.
 
     A twelfth or a tenth of the training pictures (5,000 at most, drawn at random, the same for every seed) is for
@@ -167,16 +161,12 @@ class ClassificationData(ScheduledData):
         super().__init__()
         self.save_hyperparameters()
         self.batch_size = batch_size
-        self.data: LabelledPictures | None = None
+        self.data: LabelledImages | None = None
 
-    def read(self) -> LabelledPictures:
-        """The pictures."""
-        raise NotImplementedError
-
-    def setup(self, stage: str) -> None:
+    def make_sets(self, stage: str) -> None:
         h = self.hparams
         self.data = self.data or self.read()  # once for fit and test
-        images, labels, test_images, test_labels, self.classes, self.data_name = self.data
+        images, labels, test_images, test_labels, self.classes, _ = self.data
         order = torch.from_numpy(generator(0, VALIDATION_SPLIT).permutation(len(images)))
         held_out = max(1, min(5000, len(images) // 10))
         counts = {"val": (h.val_pictures, held_out), "train": (h.train_pictures, len(images) - held_out)}
@@ -191,11 +181,12 @@ class ClassificationData(ScheduledData):
             "val": PictureSet("val", images[val], labels[val]),
             "test": PictureSet("test", test_images[: h.test_pictures], test_labels[: h.test_pictures]),
         }
+        self.counts = {name: len(pictures) for name, pictures in self.sets.items()}
         self.names: list[str] | None = None
         if stage == "predict" and h.images:
             self.sets["predict"], self.names = self._own_images(Path(h.images))
+            self.counts["predict"] = len(self.names)
         self.test_name = "test pictures"
-        self.save_hyperparameters({"data_name": self.data_name})
 
     def _own_images(self, path: Path) -> tuple[PictureSet, list[str]]:
         paths = image_files.picture_paths(path) if path.is_dir() else [path]
@@ -218,31 +209,13 @@ class ClassificationData(ScheduledData):
         mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (self.mean, self.std))
         return x.float() * std + mean
 
-    @property
-    def test_samples(self) -> int:
-        """How many pictures a test result is a mean of."""
-        return len(self.sets["test"])
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train", batch_sampler=self.scheduled())
-
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader("val", len(self.sets["val"]))
-
-    def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader("test", self.test_samples)
+    def evaluation_loader(self, split: str, count: int | None = None, **options: Any) -> DataLoader:
+        return super().evaluation_loader(split, count, batch_size=max(self.batch_size, 100), **options)
 
     def predict_dataloader(self) -> DataLoader:
         if "predict" in self.sets:
-            return self._evaluation_loader("predict", len(self.sets["predict"]))
-        return self._evaluation_loader("test", min(self.hparams.predict_pictures, self.test_samples))
-
-    def _evaluation_loader(self, name: str, count: int) -> DataLoader:
-        keys = evaluation_keys(count, 1, self.trainer.global_rank, self.trainer.world_size)
-        return self._loader(name, sampler=keys, batch_size=max(self.batch_size, 100))
-
-    def _loader(self, name: str, **order: Any) -> DataLoader:
-        return self.loader(self.sets[name], self.sets[name].collate, **order)
+            return super().predict_dataloader()
+        return self.evaluation_loader("test", min(self.hparams.predict_pictures, self.counts["test"]))
 
     def on_after_batch_transfer(self, batch: Drawn, dataloader_idx: int) -> Pictures:
         images, labels = self.sets[batch.set_name].pictures(batch)
@@ -250,7 +223,7 @@ class ClassificationData(ScheduledData):
         return self.trainer.precision_plugin.convert_input(batch)  # Lightning's turn was before there were pictures
 
 
-class MNIST(ClassificationData):
+class MNISTDataModule(ClassificationDataModule):
     """Section 4.1: MNIST, or the user's own pictures in grey; padded to 30x30 and cropped to 28x28 in training.
 
     Pictures for ``predict`` are like the data set's, light ink on dark paper; dark ink on light paper is turned.
@@ -259,6 +232,7 @@ class MNIST(ClassificationData):
         options: Of ``ClassificationData``.
     """
 
+    dataset = labelled_images.MNIST
     shape, padding, flip = (1, 28, 28), 1, False
     mean, std = (0.0,), (1.0,)
 
@@ -266,20 +240,13 @@ class MNIST(ClassificationData):
         super().__init__(**options)
         self.save_hyperparameters()
 
-    def prepare_data(self) -> None:
-        h = self.hparams
-        fetch_digits(h.root, h.source, h.download, h.pictures)
-
-    def read(self) -> LabelledPictures:
-        return read_digits(self.hparams.root, self.hparams.source, self.hparams.pictures)
-
     def fit(self, picture: Tensor) -> Tensor:
         picture = super().fit(picture)
         rim = torch.cat([picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]], 1)
         return picture if self.hparams.pictures or rim.float().mean() < 128 else 255 - picture
 
 
-class CIFAR10(ClassificationData):
+class CIFAR10DataModule(ClassificationDataModule):
     """Section 4.2: CIFAR-10, or the user's own pictures; padded to 36x36, cropped to 32x32 and mirrored in training.
 
     The paper does not say: channels are normalised to CIFAR-10's mean 0 and variance 1.
@@ -288,16 +255,10 @@ class CIFAR10(ClassificationData):
         options: Of ``ClassificationData``.
     """
 
+    dataset = labelled_images.CIFAR10
     shape, padding, flip = (3, 32, 32), 2, True
     mean, std = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 
     def __init__(self, **options):
         super().__init__(**options)
         self.save_hyperparameters()
-
-    def prepare_data(self) -> None:
-        h = self.hparams
-        fetch_cifar10(h.root, h.source, h.download, h.pictures)
-
-    def read(self) -> LabelledPictures:
-        return read_cifar10(self.hparams.root, self.hparams.source, self.hparams.pictures)

@@ -5,7 +5,7 @@ Letters: B sequences, T steps. A point is (dx, dy, e): the way from the point be
 
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.running.data_module import ScheduledData
-from lightning_meta.running.segments import Key, Segment, evaluation_keys
+from lightning_meta.running.data_module import MetaDataModule, Source
+from lightning_meta.running.segments import Key, Segment
 from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import strokes
 
@@ -68,7 +68,7 @@ class Sequences(Dataset):
         return sequence[segment.start : segment.stop + 1], segment
 
 
-class PenStrokes(ScheduledData):
+class PenStrokesDataModule(MetaDataModule):
     """Handwriting, and for ``predict`` a line of the user's whose style is gone on in.
 
     Args:
@@ -94,7 +94,7 @@ class PenStrokes(ScheduledData):
     def __init__(
         self,
         root: str = "data",
-        source: Literal["auto", "paper", "stand-in"] = "auto",
+        source: Source = "auto",
         strokes: str | None = None,
         prime: str | None = None,
         shortest: int = 300,
@@ -112,7 +112,13 @@ class PenStrokes(ScheduledData):
             raise InputError(f"data.augment is {augment}: choose a part of the size, at least 0 and less than 1")
         self.batch_size = batch_size
 
-    def setup(self, stage: str) -> None:
+    collate = staticmethod(Points.collate)
+
+    @property
+    def present(self) -> bool:
+        return strokes.has_iam_online(self.hparams.root)
+
+    def make_sets(self, stage: str) -> None:
         h = self.hparams
         if stage == "predict":  # no data are needed, so none have to be there
             self.prime = strokes.read_line(h.prime) if h.prime else np.zeros((1, 3), np.float32)
@@ -122,28 +128,20 @@ class PenStrokes(ScheduledData):
         self.train, self.val, self.test = (part[:count] for part, count in zip(parts, counts, strict=True))
         self.scale = torch.from_numpy(strokes.offset_scale(self.train))
         self.test_name = "its validation part, there being no other" if parts.test is parts.val else "the test part"
-        self.save_hyperparameters({"data_name": self.data_name})
+        self.sets = {"train": Sequences(self.train, h.seed, h.augment)}
+        self.sets |= {"val": Sequences(self.val), "test": Sequences(self.test)}
+        self.counts = {"val": len(self.val), "test": len(self.test)}
 
     def _read(self) -> strokes.Strokes:
         h = self.hparams
         if h.strokes:
             self.data_name = f"strokes of {Path(h.strokes).name}"
             return strokes.own_strokes(h.strokes)
-        if h.source == "paper" or (h.source == "auto" and strokes.has_iam_online(h.root)):
-            self.data_name = "IAM-OnDB"
+        stand_in = "words in Hershey's stroke fonts, a stand-in for IAM-OnDB"
+        where, more = Path(h.root) / "iam-ondb", ", --data.strokes strokes of your own"
+        if self.use_papers_data("IAM-OnDB", where, stand_in, more):
             return strokes.iam_online(h.root, h.shortest)
-        self.data_name = "words in Hershey's stroke fonts, a stand-in for IAM-OnDB"
-        if h.source == "auto":
-            rank_zero_warn(
-                f"no IAM-OnDB in {Path(h.root) / 'iam-ondb'}: this run uses {self.data_name}; --data.root names "
-                "another place, --data.strokes strokes of your own"
-            )
         return strokes.hershey_words(h.train_sequences or 2000, h.val_sequences or 200, h.test_sequences or 200)
-
-    @property
-    def test_samples(self) -> int:
-        """How many sequences a test result is a mean of."""
-        return len(self.test)
 
     def train_dataloader(self) -> DataLoader:
         longest = max(map(len, self.train)) - 1
@@ -157,22 +155,13 @@ class PenStrokes(ScheduledData):
             rank_zero_warn(
                 f"training reads {reach} of up to {longest} steps of a sequence: --schedule.horizon says how many"
             )
-        sequences = Sequences(self.train, self.hparams.seed, self.hparams.augment)
-        return self._loader(sequences, batch_sampler=self.scheduled())
+        return super().train_dataloader()
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.val)
+        return self.evaluation_loader("val", horizon=max(map(len, self.val)) - 1)
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.test)
+        return self.evaluation_loader("test", horizon=max(map(len, self.test)) - 1)
 
     def predict_dataloader(self) -> DataLoader:
         return DataLoader([Prime(torch.from_numpy(self.prime))], batch_size=None)
-
-    def _evaluation_loader(self, sequences: list[np.ndarray]) -> DataLoader:
-        steps = max(map(len, sequences)) - 1
-        keys = evaluation_keys(len(sequences), steps, self.trainer.global_rank, self.trainer.world_size)
-        return self._loader(Sequences(sequences), sampler=keys, batch_size=self.batch_size)
-
-    def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
-        return self.loader(dataset, Points.collate, **order)

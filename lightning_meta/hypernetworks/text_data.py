@@ -4,19 +4,17 @@ Letters: B readers of one process, T steps; N symbols of a text. A symbol is a U
 """
 
 import math
-from contextlib import suppress
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.running.data_module import ScheduledData
+from lightning_meta.running.data_module import MetaDataModule, Source
 from lightning_meta.running.segments import Key, Segment
 from lightning_meta.seeding import generator
 from lightning_meta.sources import text
@@ -101,7 +99,7 @@ class ScoredReaders(Dataset):
         ]
 
 
-class Text(ScheduledData):
+class TextDataModule(MetaDataModule):
     """A text for a language model, and a prompt of the user's for ``predict``.
 
     Args:
@@ -131,7 +129,7 @@ class Text(ScheduledData):
         self,
         corpus: Literal["penn_treebank", "enwik8", "text8"] = "penn_treebank",
         root: str = "data",
-        source: Literal["auto", "paper", "stand-in"] = "auto",
+        source: Source = "auto",
         download: bool = True,
         text: str | None = None,
         prompt: str | None = None,
@@ -152,23 +150,25 @@ class Text(ScheduledData):
         self.batch_size = batch_size
         self.unit = "byte" if corpus == "enwik8" else "character"
 
+    collate = staticmethod(Lines.collate)
+
+    @property
+    def users_data(self) -> str | None:
+        return self.hparams.text
+
     @property
     def present(self) -> bool:
-        """Whether the corpus lies below ``root``."""
         root, corpus = self.hparams.root, self.hparams.corpus
         return text.has_penn_treebank(root) if corpus == "penn_treebank" else text.has_wikipedia(root, corpus)
 
-    def prepare_data(self) -> None:
+    def fetch(self) -> None:
         h = self.hparams
-        if h.text or h.source == "stand-in" or not h.download or self.present:
-            return
-        with suppress(InputError):  # setup says what is missing, or falls back
-            if h.corpus == "penn_treebank":
-                text.download_penn_treebank(h.root)
-            else:
-                text.download_wikipedia(h.root, h.corpus)
+        if h.corpus == "penn_treebank":
+            text.download_penn_treebank(h.root)
+        else:
+            text.download_wikipedia(h.root, h.corpus)
 
-    def setup(self, stage: str) -> None:
+    def make_sets(self, stage: str) -> None:
         h = self.hparams
         if stage == "predict" and h.prompt is not None:  # no text is needed, so none has to be there
             self.prompt = self._encode(h.prompt)
@@ -182,23 +182,17 @@ class Text(ScheduledData):
                 raise InputError(f"{self.data_name}: {len(part)} {self.unit}s for {name}: give a longer text")
         self.prompt = self.test_text[:200].astype(np.int64)
         self.test_name = "the test part" if h.test_symbols is None else f"the first {len(self.test_text):,} of its test"
-        self.save_hyperparameters({"data_name": self.data_name})
+        self.counts = {"test": len(self.test_text) - 1}  # symbols
 
     def _read(self) -> text.Text:
         h, kind = self.hparams, f"{self.unit}s"
         if h.text:
             self.data_name = f"{Path(h.text).name} by {kind}, 90/5/5 %"
             return text.own_text(h.text, kind)
-        if h.source == "paper" or (h.source == "auto" and self.present):
-            self.data_name = f"{NAMES[h.corpus]} by {kind}"
+        name, where = NAMES[h.corpus], Path(h.root) / ("ptb" if h.corpus == "penn_treebank" else "text")
+        stand_in = f"Python's help text by {kind}, a stand-in for {name}"
+        if self.use_papers_data(f"{name} by {kind}", where, stand_in, ", --data.text a text of your own"):
             return text.penn_treebank(h.root) if h.corpus == "penn_treebank" else text.wikipedia(h.root, h.corpus)
-        self.data_name = f"Python's help text by {kind}, a stand-in for {NAMES[h.corpus]}"
-        if h.source == "auto":
-            where = Path(h.root) / ("ptb" if h.corpus == "penn_treebank" else "text")
-            rank_zero_warn(
-                f"no {NAMES[h.corpus]} in {where}: this run uses {self.data_name}; --data.root names another place, "
-                "--data.text a text of your own"
-            )
         return text.help_text(kind)
 
     def _encode(self, prompt: str) -> np.ndarray:
@@ -213,11 +207,6 @@ class Text(ScheduledData):
             return bytes(symbols).decode(errors="replace")
         return "".join(map(chr, symbols))
 
-    @property
-    def test_samples(self) -> int:
-        """How many symbols a test result is a mean of."""
-        return len(self.test_text) - 1
-
     def train_dataloader(self) -> DataLoader:
         readers = self.batch_size * self.trainer.world_size
         longest = max(s.stop - s.start for s in islice(self.scheduled().segments(), len(self.scheduled())))
@@ -227,7 +216,7 @@ class Text(ScheduledData):
                 f"readers of {longest} each: lower --data.batch_size or --schedule.unroll, or give a longer text"
             )
         readers = Readers(self.train_text, readers, self.hparams.seed)
-        return self._loader(readers, self.scheduled())
+        return self.loader(readers, batch_sampler=self.scheduled())
 
     def val_dataloader(self) -> DataLoader:
         return self._scored(self.val_text, self.hparams.readers)
@@ -243,7 +232,4 @@ class Text(ScheduledData):
         if readers < world_size:
             raise InputError(f"data.readers is {readers} for {world_size} processes: each needs at least one")
         dataset = ScoredReaders(symbols, readers, self.hparams.context)
-        return self._loader(dataset, dataset.batches(self.hparams.segment, rank, world_size))
-
-    def _loader(self, dataset: Dataset, batches: Any) -> DataLoader:
-        return self.loader(dataset, Lines.collate, batch_sampler=batches)
+        return self.loader(dataset, batch_sampler=dataset.batches(self.hparams.segment, rank, world_size))

@@ -7,9 +7,8 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.running.data_module import ScheduledData
-from lightning_meta.running.segments import Key, Segment, evaluation_keys
+from lightning_meta.running.data_module import MetaDataModule, Source
+from lightning_meta.running.segments import Key, Segment
 from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import parallel_text
 from lightning_meta.sources.parallel_text import Corpus, Pairs
@@ -105,7 +104,7 @@ class ShuffledPairs(PairSet):
         return np.array(places).reshape(self.pool, self.batch)[order].flatten().tolist()
 
 
-class Translations(ScheduledData):
+class TranslationDataModule(MetaDataModule):
     """Pairs of sentences for a translator, and sentences of the user's for ``predict``.
 
     Args:
@@ -139,7 +138,7 @@ class Translations(ScheduledData):
         self,
         corpus: Literal["wmt14", "multi30k"] = "wmt14",
         root: str = "data",
-        source: Literal["auto", "paper", "stand-in"] = "auto",
+        source: Source = "auto",
         download: bool = True,
         pairs: str | None = None,
         source_language: str = "en",
@@ -165,20 +164,22 @@ class Translations(ScheduledData):
             raise InputError("give both data.source_file and data.target_file, or data.pairs, or none of them")
         self.batch_size = batch_size
 
+    collate = staticmethod(Sentences.collate)
+
+    @property
+    def users_data(self) -> str | None:
+        return self.hparams.pairs or self.hparams.source_file
+
     @property
     def present(self) -> bool:
-        """Whether the corpus lies below ``root``."""
         there = parallel_text.has_wmt14 if self.hparams.corpus == "wmt14" else parallel_text.has_multi30k
         return there(self.hparams.root)
 
-    def prepare_data(self) -> None:
-        h = self.hparams
-        own = h.pairs or h.source_file or h.source == "stand-in"
-        if h.corpus == "multi30k" and h.download and not own and not self.present:
-            with suppress(InputError):  # setup says what is missing, or falls back
-                parallel_text.download_multi30k(h.root)
+    def fetch(self) -> None:
+        if self.hparams.corpus == "multi30k":
+            parallel_text.download_multi30k(self.hparams.root)
 
-    def setup(self, stage: str) -> None:
+    def make_sets(self, stage: str) -> None:
         h = self.hparams
         if stage == "predict" and h.text is not None:  # no corpus is needed, so none has to be there
             self.text = own_sentences(h.text)
@@ -196,7 +197,8 @@ class Translations(ScheduledData):
         self.test_name = (
             "the test part" if h.test_pairs is None else f"the first {len(self.test.source):,} pairs of its test"
         )
-        self.save_hyperparameters({"data_name": self.data_name, "left_out": self.left_out, "dropped": corpus.dropped})
+        self.counts = {"val": len(self.val.source), "test": len(self.test.source)}
+        self.save_hyperparameters({"left_out": self.left_out, "dropped": corpus.dropped})
 
     def _read(self) -> Corpus:
         h = self.hparams
@@ -207,17 +209,15 @@ class Translations(ScheduledData):
             name = os.path.basename(os.path.abspath(h.pairs))
             self.data_name = f"{name}, {h.source_language} to {h.target_language}"
             corpus = parallel_text.folder(h.pairs, h.source_language, h.target_language)
-        elif h.source == "paper" or (h.source == "auto" and self.present):
-            self.data_name = NAMES[h.corpus]
+        elif self.use_papers_data(
+            NAMES[h.corpus],
+            os.path.join(h.root, h.corpus),
+            f"numbers in words, English to French, a stand-in for {NAMES[h.corpus]}",
+            ", --data.pairs pairs of your own",
+        ):
             wmt14 = h.corpus == "wmt14"
             corpus = parallel_text.wmt14(h.root, h.train_pairs) if wmt14 else parallel_text.multi30k(h.root)
         else:
-            self.data_name = f"numbers in words, English to French, a stand-in for {NAMES[h.corpus]}"
-            if h.source == "auto":
-                rank_zero_warn(
-                    f"no {NAMES[h.corpus]} in {os.path.join(h.root, h.corpus)}: this run uses {self.data_name}; "
-                    "--data.root names another place, --data.pairs pairs of your own"
-                )
             return parallel_text.number_words(h.train_pairs or 10_000, max(h.val_pairs or 1000, h.test_pairs or 1000))
         return corpus._replace(train=head(corpus.train, h.train_pairs))
 
@@ -228,21 +228,18 @@ class Translations(ScheduledData):
         except InputError as error:
             raise InputError(f"model.pieces: {error}") from error
 
-    @property
-    def test_samples(self) -> int:
-        """How many sentences a test result is of."""
-        return len(self.test.source)
-
     def train_dataloader(self) -> DataLoader:
         batch = self.batch_size * self.trainer.world_size
-        dataset = ShuffledPairs(self.train, self._pieces, self.hparams.seed, batch, self.hparams.pool)
-        return self._loader(dataset, batch_sampler=self.scheduled())
+        self.sets["train"] = ShuffledPairs(self.train, self._pieces, self.hparams.seed, batch, self.hparams.pool)
+        return super().train_dataloader()
 
     def val_dataloader(self) -> DataLoader:
-        return self._in_order(self.val)
+        self.sets["val"] = PairSet(self.val, self._pieces)
+        return super().val_dataloader()
 
     def test_dataloader(self) -> DataLoader:
-        return self._in_order(self.test)
+        self.sets["test"] = PairSet(self.test, self._pieces)
+        return super().test_dataloader()
 
     def predict_dataloader(self) -> DataLoader:
         """All sentences at once: a list."""
@@ -251,13 +248,6 @@ class Translations(ScheduledData):
     @property
     def _pieces(self) -> Pieces:
         return self.trainer.lightning_module.vocabulary
-
-    def _in_order(self, part: Pairs) -> DataLoader:
-        keys = evaluation_keys(len(part.source), 1, self.trainer.global_rank, self.trainer.world_size)
-        return self._loader(PairSet(part, self._pieces), sampler=keys, batch_size=self.batch_size)
-
-    def _loader(self, dataset: Dataset, **order: Any) -> DataLoader:
-        return self.loader(dataset, Sentences.collate, **order)
 
 
 def head(part: Pairs, size: int | None) -> Pairs:

@@ -20,18 +20,12 @@ from lightning_meta.learned_optimizers.problem_sets import (
 )
 from lightning_meta.learned_optimizers.problems import MLP, ConvNet
 from lightning_meta.learned_optimizers.unroll import Problems
-from lightning_meta.running.data_module import ScheduledData
-from lightning_meta.running.segments import evaluation_keys
-from lightning_meta.sources.labelled_images import (
-    LabelledPictures,
-    fetch_cifar10,
-    fetch_digits,
-    read_cifar10,
-    read_digits,
-)
+from lightning_meta.running.data_module import MetaDataModule, Source
+from lightning_meta.running.labelled_image_data import LabelledImageDataModule
+from lightning_meta.sources import labelled_images
 
 
-class InnerProblems(ScheduledData):
+class InnerProblemsDataModule(MetaDataModule):
     """What all experiments of this paper share: which problems are drawn for what.
 
     Test cases are given by name, each with what differs from the training problems: ``{"two layers": {"hidden": [20,
@@ -68,8 +62,9 @@ class InnerProblems(ScheduledData):
         super().__init__()
         self.save_hyperparameters()
         self.batch_size = batch_size
+        self.horizon = steps
         self.cases = {f"{steps} steps": {}} | (tests or {})
-        self.sets: dict[str, ProblemSet] = {}
+        self.counts = {"val": val_problems, "test": test_problems, "predict": predict_problems}
 
     def problem_set(self, name: str, **case: Any) -> ProblemSet:
         """The problems of one split, with what a test case has different.
@@ -92,11 +87,6 @@ class InnerProblems(ScheduledData):
                     f"data.tests: {name.split('/')[-1]}: {error}: check the options of this case"
                 ) from error
 
-    @property
-    def test_samples(self) -> int:
-        """How many problems a test result is a mean of."""
-        return self.hparams.test_problems
-
     def case_steps(self, case: str) -> int:
         """Inner steps of a test case."""
         return self.cases[case].get("steps", self.hparams.steps)
@@ -105,33 +95,16 @@ class InnerProblems(ScheduledData):
         """Problems from the training data on which to choose the learning rates of a test case, where ``like`` is."""
         return self.sets[f"tune/{case}"].batch(self.hparams.tune_problems, self.case_steps(case), like)
 
-    def train_dataloader(self) -> DataLoader:
-        return self._loader("train", batch_sampler=self.scheduled())
-
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader("val", self.hparams.val_problems, self.hparams.steps)
-
     def test_dataloader(self) -> list[DataLoader]:
         return [
-            self._evaluation_loader(f"test/{case}", self.hparams.test_problems, self.case_steps(case))
-            for case in self.cases
+            self.evaluation_loader(f"test/{case}", self.counts["test"], self.case_steps(case)) for case in self.cases
         ]
-
-    def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader("predict", self.hparams.predict_problems, self.hparams.steps)
-
-    def _evaluation_loader(self, name: str, problems: int, steps: int) -> DataLoader:
-        keys = evaluation_keys(problems, steps, self.trainer.global_rank, self.trainer.world_size)
-        return self._loader(name, sampler=keys, batch_size=self.batch_size)
-
-    def _loader(self, name: str, **order: Any) -> DataLoader:
-        return self.loader(self.sets[name], self.sets[name].collate, **order)
 
     def on_after_batch_transfer(self, batch: Drawn, dataloader_idx: int) -> Problems:
         return self.sets[batch.set_name].problems(batch)
 
 
-class QuadraticProblems(InnerProblems):
+class QuadraticDataModule(InnerProblemsDataModule):
     """Random quadratics of section 3.1; ``predict`` takes one of the user's own.
 
     Args:
@@ -139,7 +112,7 @@ class QuadraticProblems(InnerProblems):
         entries: Of W and y: ``normal`` as in the paper, ``uniform`` in [0, 1] as in the authors' code.
         start_std: Standard deviation of theta_0 (authors' code: 0.01).
         problem: What ``predict`` minimises: an ``.npz`` file with W (n, n) and y (n,). None: test problems.
-        options: Of ``InnerProblems``.
+        options: Of ``InnerProblemsDataModule``.
     """
 
     unit = "squared error"
@@ -157,7 +130,7 @@ class QuadraticProblems(InnerProblems):
         self.data_name = f"random {dimension}-dimensional quadratics, drawn ({entries})"
         self.test_name = "new draws"
 
-    def setup(self, stage: str) -> None:
+    def make_sets(self, stage: str) -> None:
         self.add_sets()
         if stage == "predict" and self.hparams.problem:
             self.sets["predict"] = OneQuadratic("predict", self.hparams.problem, self.hparams.start_std)
@@ -168,23 +141,19 @@ class QuadraticProblems(InnerProblems):
         return QuadraticSet(name, h.seed, dimension or h.dimension, h.entries, h.start_std, scaling)
 
 
-class ClassificationProblems(InnerProblems):
+class ClassificationProblemsDataModule(InnerProblemsDataModule, LabelledImageDataModule):
     """Small networks that learn to classify images: what ``DigitProblems`` and ``PictureProblems`` share.
 
     Training problems draw their minibatches from five sixths of the training images, validation problems from the
     rest, test problems from the test images: the data are new there too.
     """
 
-    def read(self) -> LabelledPictures:
-        """The pictures."""
-        raise NotImplementedError
-
     def network(self, classes: int, **case: Any) -> nn.Module:
         """The network of a problem, with what a test case has different."""
         raise NotImplementedError
 
-    def setup(self, stage: str) -> None:
-        images, labels, test_images, test_labels, classes, self.data_name = self.read()
+    def make_sets(self, stage: str) -> None:
+        images, labels, test_images, test_labels, classes, _ = self.read()
         count = len(images) * 5 // 6
         train, val, test = (
             (images[:count], labels[:count]),
@@ -195,7 +164,6 @@ class ClassificationProblems(InnerProblems):
         self.classes = len(classes)
         self.test_name = "minibatches of the test images"
         self.add_sets()
-        self.save_hyperparameters({"data_name": self.data_name})
 
     def problem_set(self, name: str, labels: list[int] | None = None, **case: Any) -> ClassificationSet:
         h, split = self.hparams, name.split("/")[0]
@@ -208,7 +176,7 @@ class ClassificationProblems(InnerProblems):
         return ClassificationSet(name, h.seed, network, images, targets, h.minibatch, h.start_std, scaling)
 
 
-class DigitProblems(ClassificationProblems):
+class DigitProblemsDataModule(ClassificationProblemsDataModule):
     """Section 3.2: a small MLP that learns MNIST, or the user's own pictures in grey.
 
     Args:
@@ -223,13 +191,15 @@ class DigitProblems(ClassificationProblems):
         minibatch: Images of an inner step (paper: 128).
         start_std: Standard deviation of theta_0, weights and biases (authors' code: 0.01). Baselines depend on it: all
             rules start from the same theta_0.
-        options: Of ``InnerProblems``.
+        options: Of ``InnerProblemsDataModule``.
     """
+
+    dataset = labelled_images.MNIST
 
     def __init__(
         self,
         root: str = "data",
-        source: Literal["auto", "paper", "stand-in"] = "auto",
+        source: Source = "auto",
         download: bool = True,
         pictures: str | None = None,
         hidden: Integers = [20],  # noqa: B006 - never changed
@@ -241,18 +211,11 @@ class DigitProblems(ClassificationProblems):
         super().__init__(**options)
         self.save_hyperparameters()
 
-    def prepare_data(self) -> None:
-        h = self.hparams
-        fetch_digits(h.root, h.source, h.download, h.pictures)
-
-    def read(self) -> LabelledPictures:
-        return read_digits(self.hparams.root, self.hparams.source, self.hparams.pictures)
-
     def network(self, classes: int, hidden: list[int] | None = None, activation: str | None = None) -> MLP:
         return MLP(28 * 28, hidden or self.hparams.hidden, classes, activation or self.hparams.activation)
 
 
-class PictureProblems(ClassificationProblems):
+class ImageProblemsDataModule(ClassificationProblemsDataModule):
     """Section 3.3: a small convolutional network that learns CIFAR-10, or the user's own pictures.
 
     Args:
@@ -267,13 +230,15 @@ class PictureProblems(ClassificationProblems):
         channels: Of each convolution (authors' code: 16).
         minibatch: Images of an inner step (authors' code: 128).
         start_std: Standard deviation of theta_0 (authors' code: 0.01).
-        options: Of ``InnerProblems``.
+        options: Of ``InnerProblemsDataModule``.
     """
+
+    dataset = labelled_images.CIFAR10
 
     def __init__(
         self,
         root: str = "data",
-        source: Literal["auto", "paper", "stand-in"] = "auto",
+        source: Source = "auto",
         download: bool = True,
         pictures: str | None = None,
         labels: Integers | None = None,
@@ -284,13 +249,6 @@ class PictureProblems(ClassificationProblems):
     ):
         super().__init__(**options)
         self.save_hyperparameters()
-
-    def prepare_data(self) -> None:
-        h = self.hparams
-        fetch_cifar10(h.root, h.source, h.download, h.pictures)
-
-    def read(self) -> LabelledPictures:
-        return read_cifar10(self.hparams.root, self.hparams.source, self.hparams.pictures)
 
     def network(self, classes: int) -> ConvNet:
         return ConvNet(32, self.hparams.channels, classes)

@@ -14,11 +14,10 @@ from torch.utils.data import Dataset
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.problems import Classification, Quadratics
 from lightning_meta.learned_optimizers.unroll import Problems
+from lightning_meta.running.data_module import SPLITS
 from lightning_meta.running.segments import Key, Segment, evaluation_keys
 from lightning_meta.seeding import generator
 from lightning_meta.sources.arrays import open_npz
-
-SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 2, "tune": 3}
 
 
 class Drawn(NamedTuple):

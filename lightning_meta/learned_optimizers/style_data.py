@@ -13,12 +13,12 @@ from torchvision.transforms.v2.functional import center_crop, resize
 
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.features import Features, load_features, targets
-from lightning_meta.learned_optimizers.learning_to_learn_data import InnerProblems
+from lightning_meta.learned_optimizers.learning_to_learn_data import InnerProblemsDataModule
 from lightning_meta.learned_optimizers.problem_sets import Drawn, ProblemSet
 from lightning_meta.learned_optimizers.problems import StyleTransfers
+from lightning_meta.running.data_module import Source
 from lightning_meta.running.segments import Segment
 from lightning_meta.sources import image_files
-from lightning_meta.sources.labelled_images import warn_of_stand_in
 
 
 class StyleSet(ProblemSet):
@@ -67,7 +67,7 @@ class OwnPicture(StyleSet):
         return [self.content.numpy()]
 
 
-class StyleProblems(InnerProblems):
+class StyleDataModule(InnerProblemsDataModule):
     """Section 3.4: pictures to be painted in the style of another, or the user's own.
 
     With ``source: paper`` the pictures are those of ``<root>/art/content`` (1,800 to train, 20 to validate and 100 to
@@ -84,7 +84,7 @@ class StyleProblems(InnerProblems):
         size: Side of the pictures in pixels (paper: 64); with ``content`` the longer side.
         content: Picture that ``predict`` paints. None: test pictures.
         style: Picture whose style ``predict`` takes. None: the one trained on.
-        options: Of ``InnerProblems``.
+        options: Of ``InnerProblemsDataModule``.
     """
 
     unit = "content, style and smoothness"
@@ -92,7 +92,7 @@ class StyleProblems(InnerProblems):
     def __init__(
         self,
         root: str = "data",
-        source: Literal["auto", "paper", "stand-in"] = "auto",
+        source: Source = "auto",
         download: bool = True,
         features: Literal["squeezenet1_1", "vgg16", "vgg19"] = "squeezenet1_1",
         weights: str | None = None,
@@ -104,48 +104,56 @@ class StyleProblems(InnerProblems):
         super().__init__(**options)
         self.save_hyperparameters()
 
-    def setup(self, stage: str) -> None:
+    @property
+    def pictures(self) -> tuple[list[Path], list[Path]]:
+        """The content pictures and the style pictures below ``root``."""
+        folders = (Path(self.hparams.root) / "art" / name for name in ("content", "style"))
+        contents, styles = (image_files.picture_paths(f) if f.is_dir() else [] for f in folders)
+        return contents, styles
+
+    @property
+    def present(self) -> bool:
+        return all(len(paths) >= 2 for paths in self.pictures)
+
+    def make_sets(self, stage: str) -> None:
         h = self.hparams
         if h.size < 32:
             raise InputError(f"data.size: {h.size} pixels are too few for the feature network: take 32 at least")
-        self.splits, self.styles, name = self.read()
+        self.splits, self.styles = self.read()
         self.features, sentence = load_features(h.features, h.root, h.weights, h.download)
         if "random" in sentence:
             rank_zero_warn(f"{sentence}: the losses are real, the pictures will hardly show the style")
-        self.data_name, self.test_name = f"{name}; {sentence}", "new contents"
+        self.data_name, self.test_name = f"{self.data_name}; {sentence}", "new contents"
         self.add_sets()
         if stage == "predict" and (h.content or h.style):
             content = image_files.read_picture(h.content) if h.content else self.splits["test"][0]
             style = image_files.read_picture(h.style) if h.style else self.styles["training"]
             self.sets["predict"] = OwnPicture(self.features, content, style, h.size)
-        self.save_hyperparameters({"data_name": self.data_name})
 
-    def read(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor], str]:
-        """Content pictures of each split, the training style and a new one, and what they are."""
+    def read(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+        """Content pictures of each split, the training style and a new one."""
         h, art = self.hparams, Path(self.hparams.root) / "art"
-        folders = [art / "content", art / "style"]
-        contents, styles = (image_files.picture_paths(f) if f.is_dir() else [] for f in folders)
-        enough = len(contents) >= 2 and len(styles) >= 2
+        contents, styles = self.pictures
         if h.source == "paper" and (len(contents) < 1920 or len(styles) < 2):
             raise InputError(
                 f"{art}: {len(contents)} pictures in content and {len(styles)} in style, the paper has 1,920 and two: "
                 "put pictures of ImageNet and two paintings there"
             )
-        if h.source == "stand-in" or not enough:
+        stand_in = "bundled photographs, a stand-in for ImageNet and paintings"
+        if not self.use_papers_data("two pictures and two styles", art, stand_in):
             pictures = image_files.bundled_photographs()
-            if h.source == "auto":
-                warn_of_stand_in("pictures", art, "bundled photographs, a stand-in")
             contents, new = [pictures["china"]], [pictures["grace_hopper"]]
             styles = {"training": pictures["minduka"], "new": pictures["flower"]}
             splits = {"train": contents, "tune": contents, "val": contents, "test": new, "predict": new}
-            return splits, styles, "bundled photographs, a stand-in for ImageNet and paintings"
+            return splits, styles
         held_out = 120 if len(contents) >= 1920 else max(1, len(contents) // 6)
         contents = [image_files.read_picture(path) for path in contents]
         train, test = contents[:-held_out], contents[-held_out:]
         val, test = (test[:20], test[20:]) if held_out == 120 else (train, test)
         splits = {"train": train, "tune": train, "val": val, "test": test, "predict": test}
         style, new = (image_files.read_picture(path) for path in styles[:2])
-        return splits, {"training": style, "new": new}, f"{len(contents)} pictures, style of {styles[0].name}"
+        self.data_name = f"{len(contents)} pictures, style of {styles[0].name}"
+        return splits, {"training": style, "new": new}
 
     def problem_set(self, name: str, style: str = "training", size: int | None = None) -> StyleSet:
         h, split = self.hparams, name.split("/")[0]

@@ -4,7 +4,6 @@ Shapes: C characters of D drawings, P x P pixels; E episodes of W ways and S sho
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -16,12 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.errors import InputError
-from lightning_meta.running.data_module import ScheduledData
-from lightning_meta.running.segments import Episode, Key, Segment, evaluation_keys
+from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
+from lightning_meta.running.segments import Episode, Key, Segment
 from lightning_meta.seeding import generator, seed_of
 from lightning_meta.sources import characters
 
-SPLITS = {"train": 0, "val": 1, "test": 2, "predict": 3}
 VALIDATION = {  # of Omniglot those of Vinyals et al. (2016), 172 characters; then of the fonts
     *("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)"),
     *("Armenian capitals", "Armenian small letters", "Lisu"),
@@ -167,7 +165,7 @@ class Case(NamedTuple):
         return Episode(self.ways, self.shots, 1)
 
 
-class OneShotCharacters(ScheduledData):
+class OneShotDataModule(MetaDataModule):
     """Omniglot in episodes, and the user's own alphabets for ``predict``.
 
     A test case differs from the first in what is given: ``{"ways": 5, "within_alphabet": false}``. Its ``choose`` is
@@ -207,7 +205,7 @@ class OneShotCharacters(ScheduledData):
     def __init__(
         self,
         root: str = "data",
-        source: Literal["auto", "paper", "stand-in"] = "auto",
+        source: Source = "auto",
         download: bool = True,
         split: Literal["lake", "vinyals"] = "lake",
         within_alphabet: bool = True,
@@ -239,31 +237,27 @@ class OneShotCharacters(ScheduledData):
             if case.choose == "candidate" and case.shots > 1:
                 raise InputError(f"data.tests: {name}: one exemplar chooses its candidate: shots 1, or choose: class")
 
-    def prepare_data(self) -> None:
-        if self.hparams.source == "stand-in" or not self.hparams.download or characters.has_omniglot(self.hparams.root):
-            return
-        with suppress(InputError):  # setup says what is missing, or falls back
-            characters.download_omniglot(self.hparams.root)
+    @property
+    def present(self) -> bool:
+        return characters.has_omniglot(self.hparams.root)
 
-    def setup(self, stage: str) -> None:
-        h = self.hparams
-        self.official = h.source == "paper" or (h.source == "auto" and characters.has_omniglot(h.root))
-        if self.official:
-            background, evaluation = (characters.omniglot(h.root, evaluation=part) for part in (False, True))
-            self.data_name = "Omniglot"
-        elif h.split == "vinyals":
+    def fetch(self) -> None:
+        characters.download_omniglot(self.hparams.root)
+
+    def make_sets(self, stage: str) -> None:
+        h, folder = self.hparams, f"{self.hparams.root}/omniglot-py"
+        if h.split == "vinyals" and h.source != "paper" and not (h.source == "auto" and self.present):
             raise InputError(
-                f"data.split: vinyals goes by Omniglot's numbers, and there is none in {h.root}/omniglot-py: put it "
+                f"data.split: vinyals divides Omniglot's characters by number, and Omniglot is not in {folder}: put it "
                 "there, or choose lake"
             )
+        self.official = self.use_papers_data(
+            "Omniglot", folder, "letters of matplotlib's fonts, a stand-in for Omniglot"
+        )
+        if self.official:
+            background, evaluation = (characters.omniglot(h.root, evaluation=part) for part in (False, True))
         else:
             background, evaluation = characters.font_alphabets()
-            self.data_name = "letters of matplotlib's fonts, a stand-in for Omniglot"
-            if h.source == "auto":
-                rank_zero_warn(
-                    f"no Omniglot in {h.root}/omniglot-py: this run uses {self.data_name}; --data.root names another "
-                    "place"
-                )
         if h.split == "vinyals":
             background, evaluation = by_number(background | evaluation)
         val = {name: alphabet for name, alphabet in background.items() if name in VALIDATION}
@@ -277,8 +271,8 @@ class OneShotCharacters(ScheduledData):
         if stage == "test":
             self._add_cases()
         self.own = characters.own_alphabets(h.alphabets) if stage == "predict" and h.alphabets else []
+        self.counts = {"val": h.val_episodes, "test": h.test_episodes, "predict": h.predict_episodes}
         self.test_name = f"episodes of {len(evaluation)} test alphabets, {h.split} split"
-        self.save_hyperparameters({"data_name": self.data_name})
 
     def _set(self, name: str, within_alphabet: bool, rotations: bool = False) -> EpisodeSet:
         split = name.split("/")[0]
@@ -300,11 +294,6 @@ class OneShotCharacters(ScheduledData):
                 rank_zero_warn(f"{name}: left out, it is made of Omniglot, which is not there")
                 del self.cases[name]
 
-    @property
-    def test_samples(self) -> int:
-        """How many episodes a test result is a mean of."""
-        return self.hparams.test_episodes
-
     def train_dataloader(self) -> DataLoader:
         shapes = {segment.episode for segment in islice(self.scheduled().segments(), len(self.scheduled()))}
         if None in shapes:
@@ -312,18 +301,18 @@ class OneShotCharacters(ScheduledData):
         small = {name for shape in shapes for name in self.sets["train"].too_small(shape)}
         if small:
             rank_zero_warn(f"too small for some training episodes and left out of those: {', '.join(sorted(small))}")
-        return self._loader("train", batch_sampler=self.scheduled())
+        return super().train_dataloader()
 
     def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader("val", self.hparams.val_episodes, next(iter(self.cases.values())).episode)
+        return self.evaluation_loader("val", episode=next(iter(self.cases.values())).episode)
 
     def test_dataloader(self) -> list[DataLoader]:
+        counts = {
+            name: len(self.sets[f"test/{name}"].answers) if case.official_runs else self.counts["test"]
+            for name, case in self.cases.items()
+        }
         return [
-            self._evaluation_loader(
-                f"test/{name}",
-                len(self.sets[f"test/{name}"].answers) if case.official_runs else self.hparams.test_episodes,
-                case.episode,
-            )
+            self.evaluation_loader(f"test/{name}", counts[name], episode=case.episode)
             for name, case in self.cases.items()
         ]
 
@@ -331,14 +320,7 @@ class OneShotCharacters(ScheduledData):
         if self.own:
             return DataLoader([self._own_episode(i) for i in range(len(self.own))], batch_size=None)
         first = next(iter(self.cases.values())).episode
-        return self._evaluation_loader("predict", self.hparams.predict_episodes, first)
-
-    def _evaluation_loader(self, name: str, episodes: int, shape: Episode) -> DataLoader:
-        keys = evaluation_keys(episodes, 1, self.trainer.global_rank, self.trainer.world_size, shape)
-        return self._loader(name, sampler=keys, batch_size=self.batch_size)
-
-    def _loader(self, name: str, **order: Any) -> DataLoader:
-        return self.loader(self.sets[name], self.sets[name].collate, **order)
+        return self.evaluation_loader("predict", episode=first)
 
     def _own_episode(self, index: int) -> Episodes:
         own = self.own[index]

@@ -16,20 +16,18 @@ from kornia.enhance import (
     adjust_saturation_with_gray_subtraction,
 )
 from kornia.geometry.transform import warp_affine
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.command_options import Numbers
 from lightning_meta.errors import InputError
 from lightning_meta.learnets.tracker import EXEMPLAR, context_side, crops
-from lightning_meta.running.data_module import ScheduledData
-from lightning_meta.running.segments import Key, Segment, evaluation_keys
+from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
+from lightning_meta.running.segments import Key, Segment
 from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import tracks, video_files
 from lightning_meta.sources.tracks import Track
 
-SPLITS = {"train": 0, "val": 1, "test": 2}
 SEEDS = {"val": 10**6, "test": 10**6 + 1}  # of the drawn videos
 EVALUATION_SHIFT = 48  # pixels that the object may lie from the centre of a search in validation and test
 # Random changes of training pictures: stretch along x and y and shift in pixels along x and y, which are those of the
@@ -193,7 +191,7 @@ LAYOUTS = {
 }
 
 
-class TrackingVideos(ScheduledData):
+class TrackingDataModule(MetaDataModule):
     """Videos with boxes to train a tracker on, sequences to test it on, and a video of the user's for ``predict``.
 
     A tenth of the training videos is set aside to validate on. In validation and test the object lies anywhere within
@@ -229,7 +227,7 @@ class TrackingVideos(ScheduledData):
     def __init__(
         self,
         root: str = "data",
-        source: Literal["auto", "paper", "stand-in"] = "auto",
+        source: Source = "auto",
         layout: Literal["vid", "got10k"] = "vid",
         sequences: str | None = None,
         video: str | None = None,
@@ -253,22 +251,24 @@ class TrackingVideos(ScheduledData):
         self.save_hyperparameters()
         self.batch_size = batch_size
 
-    def setup(self, stage: str) -> None:
+    collate = staticmethod(Triplets.collate)
+
+    @property
+    def present(self) -> bool:
+        return LAYOUTS[self.hparams.layout].there(self.hparams.root)
+
+    def make_sets(self, stage: str) -> None:
         h, layout = self.hparams, LAYOUTS[self.hparams.layout]
-        official = h.source == "paper" or (h.source == "auto" and layout.there(h.root))
-        self.data_name = layout.name
-        if not official:
-            self.data_name = f"drawn videos, a stand-in for {layout.name}"
-            if h.source == "auto":
-                rank_zero_warn(f"no {layout.name} in {h.root}: this run uses {self.data_name}; see data/README.md")
+        official = self.use_papers_data(layout.name, h.root, f"drawn videos, a stand-in for {layout.name}")
+        self.counts = {"val": h.val_triplets, "test": h.test_triplets}
         if stage in ("fit", "validate"):
             if official:
                 train, val = by_video(layout.read(h.root))
             else:
                 train, val = self._drawn(h.train_videos, h.seed), self._drawn(h.test_videos, SEEDS["val"])
             shared = {"search_size": h.search_size, "positives": h.positives, "max_distance": h.max_distance}
-            self.train_set = TripletSet(train, "train", h.seed, shift=h.shift, augment=h.augment, **shared)
-            self.val_set = TripletSet(val, "val", **shared)
+            self.sets["train"] = TripletSet(train, "train", h.seed, shift=h.shift, augment=h.augment, **shared)
+            self.sets["val"] = TripletSet(val, "val", **shared)
         if stage == "predict" and h.video:
             self.films = [own_film(h.video, h.box)]
             return
@@ -279,27 +279,15 @@ class TrackingVideos(ScheduledData):
         else:
             self.test_videos = self._drawn(h.test_videos, SEEDS["test"], h.test_frames)
             self.test_name = f"{h.test_videos} videos drawn for the test"
-        self.test_set = TripletSet(self.test_videos, "test")
+        self.sets["test"] = TripletSet(self.test_videos, "test")
         self.films = [film(video) for video in self.test_videos[: h.predict_videos]]
-        self.save_hyperparameters({"data_name": self.data_name})
 
     def _drawn(self, videos: int, seed: int, frames: int = 60) -> list[Track]:
         return [tracks.moving_objects(i, seed, frames) for i in range(videos)]
 
-    @property
-    def test_samples(self) -> int:
-        """How many triplets a test result is a mean of."""
-        return self.hparams.test_triplets
-
-    def train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_set, batch_sampler=self.scheduled())
-
-    def val_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.val_set, self.hparams.val_triplets)
-
     def test_dataloader(self) -> list[DataLoader]:
         """Triplets, and the numbers of the test videos."""
-        return [self._evaluation_loader(self.test_set, self.hparams.test_triplets), self._numbers(self.test_videos)]
+        return [super().test_dataloader(), self._numbers(self.test_videos)]
 
     def predict_dataloader(self) -> DataLoader:
         """The numbers of the films."""
@@ -307,13 +295,6 @@ class TrackingVideos(ScheduledData):
 
     def _numbers(self, videos: list[Any]) -> DataLoader:
         return DataLoader(range(self.trainer.global_rank, len(videos), self.trainer.world_size), batch_size=None)
-
-    def _evaluation_loader(self, dataset: TripletSet, triplets: int) -> DataLoader:
-        keys = evaluation_keys(triplets, 1, self.trainer.global_rank, self.trainer.world_size)
-        return self._loader(dataset, sampler=keys, batch_size=self.batch_size)
-
-    def _loader(self, dataset: TripletSet, **order: Any) -> DataLoader:
-        return self.loader(dataset, Triplets.collate, **order)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return batch.ready() if isinstance(batch, Triplets) else batch

@@ -20,6 +20,8 @@ _FILES = [f"{split}-{content}-ubyte" for split in ("train", "t10k") for content 
 _LARGEST = 2**28  # bytes of one unpacked file (MNIST's largest has 47 million): what says more is out to fill memory
 _HOW_TO_GET = "get it from yann.lecun.com/exdb/mnist or with torchvision.datasets.MNIST(root, download=True)"
 
+STAND_IN = "scikit-learn's 8x8 digits, a stand-in for MNIST"
+
 
 def mnist(root: str | Path, train: bool) -> tuple[Tensor, Tensor]:
     """Read MNIST (LeCun et al. 1998) from ``<root>/MNIST/raw``, where torchvision keeps it. Writes nothing.

@@ -1,104 +1,116 @@
-"""Small pictures with labels, in training and test: MNIST, CIFAR-10, their stand-ins, or class folders of a user's own.
+"""Small labelled images, for training and test: MNIST, CIFAR-10, their stand-ins, or class folders of the user's own.
 
-N is the number of pictures, C is 1 (grey) or 3, S their height and width in pixels. Pictures are (N, C, S, S), uint8.
+N is the number of images, C is 1 (grey) or 3, S their height and width in pixels. Images are (N, C, S, S), uint8.
 """
 
-from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_meta.errors import InputError
 from lightning_meta.seeding import generator
 from lightning_meta.sources import cifar, digits
 
-Source = Literal["auto", "paper", "stand-in"]
-CIFAR10_CLASSES = "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 
-
-class LabelledPictures(NamedTuple):
+class LabelledImages(NamedTuple):
     """A data set in two parts."""
 
     images: Tensor  # (N, C, S, S), uint8
     labels: Tensor  # (N,)
     test_images: Tensor
     test_labels: Tensor
-    classes: list[str]  # what the labels are called
-    name: str  # what records call it; a stand-in says that it is one
+    classes: list[str]  # the names of the labels
+    name: str  # what records call the data set; the name of a stand-in says that it is one
 
 
-def fetch_digits(root: str, source: Source, download: bool, pictures: str | None) -> None:
-    """Downloads MNIST where ``read_digits`` would want it and it is missing; a failure is for that to report."""
-    if pictures or source == "stand-in" or not download or digits.has_mnist(root):
-        return
-    with suppress(InputError):
+class Dataset(Protocol):
+    """A published data set of labelled images, with a stand-in that needs no download."""
+
+    name: str
+    stand_in: str  # what records call the stand-in
+    folder: str  # below ``root``
+    size: int  # S
+    grey: bool
+
+    @staticmethod
+    def present(root: str) -> bool:
+        """Whether the published data set lies below ``root``."""
+
+    @staticmethod
+    def download(root: str) -> None:
+        """Download it into ``root``."""
+
+    @staticmethod
+    def read(root: str) -> LabelledImages:
+        """The published data set."""
+
+    @staticmethod
+    def read_stand_in() -> LabelledImages:
+        """The stand-in."""
+
+
+class MNIST:
+    """MNIST, 28x28 in grey, or scikit-learn's 8x8 digits, enlarged."""
+
+    name, stand_in, folder, size, grey = "MNIST", digits.STAND_IN, "MNIST/raw", 28, True
+    classes = tuple("0123456789")
+
+    @staticmethod
+    def present(root: str) -> bool:
+        return digits.has_mnist(root)
+
+    @staticmethod
+    def download(root: str) -> None:
         digits.download_mnist(root)
 
-
-def read_digits(root: str, source: Source, pictures: str | None) -> LabelledPictures:
-    """MNIST, 28x28 in grey, scikit-learn's 8x8 digits in its place, or a user's own pictures.
-
-    Args:
-        root: Folder with ``MNIST/raw/``.
-        source: ``paper`` insists on MNIST, ``stand-in`` on scikit-learn's; ``auto`` takes the first that is there.
-        pictures: What ``own_pictures`` reads; they are turned to grey.
-    """
-    if pictures:
-        own = own_pictures(pictures, 28)
-        grey = (p.float().mean(1, keepdim=True).round().to(torch.uint8) for p in (own.images, own.test_images))
-        images, test = grey
-        return own._replace(images=images, test_images=test, name=f"{own.name} in grey")
-    names = [str(digit) for digit in range(10)]
-    if source == "paper" or (source == "auto" and digits.has_mnist(root)):
+    @staticmethod
+    def read(root: str) -> LabelledImages:
         (images, labels), (test, test_labels) = (digits.mnist(root, train=train) for train in (True, False))
-        return LabelledPictures(images[:, None], labels, test[:, None], test_labels, names, "MNIST")
-    name = "scikit-learn's 8x8 digits, a stand-in for MNIST"
-    if source == "auto":
-        warn_of_stand_in("MNIST", Path(root) / "MNIST" / "raw", name)
-    images, labels = digits.small_digits()
-    images = images[:, None]
-    return LabelledPictures(images[:1400], labels[:1400], images[1400:], labels[1400:], names, name)
+        return LabelledImages(images[:, None], labels, test[:, None], test_labels, list(MNIST.classes), MNIST.name)
+
+    @staticmethod
+    def read_stand_in() -> LabelledImages:
+        images, labels = digits.small_digits()
+        train, test = images[:1400, None], images[1400:, None]
+        return LabelledImages(train, labels[:1400], test, labels[1400:], list(MNIST.classes), MNIST.stand_in)
 
 
-def fetch_cifar10(root: str, source: Source, download: bool, pictures: str | None) -> None:
-    """Downloads CIFAR-10 where ``read_cifar10`` would want it and it is missing; a failure is for that to report."""
-    if pictures or source == "stand-in" or not download or cifar.has_cifar10(root):
-        return
-    with suppress(InputError):
+class CIFAR10:
+    """CIFAR-10, 32x32 in colour, or coloured digits over patches of photographs."""
+
+    name, stand_in = "CIFAR-10", "coloured digits over photograph patches, a stand-in for CIFAR-10"
+    folder, size, grey = "cifar-10-batches-py", 32, False
+    classes = "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
+
+    @staticmethod
+    def present(root: str) -> bool:
+        return cifar.has_cifar10(root)
+
+    @staticmethod
+    def download(root: str) -> None:
         cifar.download_cifar10(root)
 
-
-def read_cifar10(root: str, source: Source, pictures: str | None) -> LabelledPictures:
-    """CIFAR-10, 32x32 in colour, coloured digits over photographs in its place, or a user's own pictures.
-
-    Args:
-        root: Folder with ``cifar-10-batches-py/`` or ``cifar-10-python.tar.gz``.
-        source: ``paper`` insists on CIFAR-10, ``stand-in`` on the digits; ``auto`` takes the first that is there.
-        pictures: What ``own_pictures`` reads.
-    """
-    if pictures:
-        return own_pictures(pictures, 32)
-    if source == "paper" or (source == "auto" and cifar.has_cifar10(root)):
+    @staticmethod
+    def read(root: str) -> LabelledImages:
         parts = *cifar.cifar10(root, train=True), *cifar.cifar10(root, train=False)
-        return LabelledPictures(*parts, list(CIFAR10_CLASSES), "CIFAR-10")
-    name = "coloured digits over photograph patches, a stand-in for CIFAR-10"
-    if source == "auto":
-        warn_of_stand_in("CIFAR-10", Path(root) / "cifar-10-batches-py", name)
-    parts = *cifar.coloured_digits(train=True), *cifar.coloured_digits(train=False)
-    return LabelledPictures(*parts, [str(digit) for digit in range(10)], name)
+        return LabelledImages(*parts, list(CIFAR10.classes), CIFAR10.name)
+
+    @staticmethod
+    def read_stand_in() -> LabelledImages:
+        parts = *cifar.coloured_digits(train=True), *cifar.coloured_digits(train=False)
+        return LabelledImages(*parts, list(MNIST.classes), CIFAR10.stand_in)
 
 
-def own_pictures(path: str, size: int) -> LabelledPictures:
-    """A user's folders of pictures, one a class, scaled to ``size``; or an archive of them.
+def own_images(path: str, size: int, grey: bool = False) -> LabelledImages:
+    """A user's folders of images, one a class, scaled to ``size``; or an archive of them.
 
-    Both parts are shuffled, so that the first few pictures are of all classes. Without a ``test`` folder every sixth
-    picture is for testing.
+    Both parts are shuffled, so that the first few images are of all classes. If there is no ``test`` folder, every
+    sixth image is for testing.
 
     Raises:
-        InputError: Where they cannot be read, or training and test classes differ.
+        InputError: If the images cannot be read, or the classes of training and test differ.
     """
     images, labels, names = cifar.class_folders(path, size, split="train")
     test, test_labels, test_names = cifar.class_folders(path, size, split="test")
@@ -110,17 +122,16 @@ def own_pictures(path: str, size: int) -> LabelledPictures:
         held_out = torch.arange(len(images)) % 6 == 5
         images, labels, test, test_labels = images[~held_out], labels[~held_out], images[held_out], labels[held_out]
     else:
-        test, test_labels = _shuffled(test, test_labels)  # or the first of them would all be of one class
+        test, test_labels = _shuffled(test, test_labels)  # otherwise the first of them would all be of one class
     if len(images) < 6 or not len(test):
-        raise InputError(f"{path}: {len(images)} pictures are too few: give at least a dozen")
-    return LabelledPictures(images, labels, test, test_labels, names, f"pictures of {Path(path).name}, {size}x{size}")
+        raise InputError(f"{path}: {len(images)} images are too few: give at least a dozen")
+    name = f"pictures of {Path(path).name}, {size}x{size}"
+    if grey:
+        images, test = (part.float().mean(1, keepdim=True).round().to(torch.uint8) for part in (images, test))
+        name += " in grey"
+    return LabelledImages(images, labels, test, test_labels, names, name)
 
 
 def _shuffled(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     order = torch.from_numpy(generator(0).permutation(len(images)))
     return images[order], labels[order]
-
-
-def warn_of_stand_in(wanted: str, where: Path, used: str) -> None:
-    """Says on the first process that a stand-in is used."""
-    rank_zero_warn(f"no {wanted} in {where}: this run uses {used}; --data.root names another place")

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from lightning_meta.cli import main
 from lightning_meta.drawing.files import write_gif, write_mp4
-from lightning_meta.dynamic_filters.driving_data import DrivingVideo
+from lightning_meta.dynamic_filters.driving_data import DrivingVideoDataModule
 from lightning_meta.errors import InputError
 from lightning_meta.running.segments import Segment
 from lightning_meta.sources import driving, image_files
@@ -20,7 +20,7 @@ def numbered(path, frames, height=64, width=64):
 
 
 def set_up(stage="fit", **options):
-    data = DrivingVideo(**options)
+    data = DrivingVideoDataModule(**options)
     data.setup(stage)
     return data
 
@@ -31,23 +31,23 @@ def values(dataset, index, frames):
 
 def test_a_video_is_split_in_time_and_its_pieces_stay_in_their_part(tmp_path):
     data = set_up(video=numbered(tmp_path / "v.gif", 200), frames=5, frame_step=3)
-    seen = [values(data.train_set, i, 5) for i in range(2000)]
+    seen = [values(data.sets["train"], i, 5) for i in range(2000)]
     assert {v[0] for v in seen} == set(range(160 - 12))
     assert all(np.array_equal(np.diff(v), [3] * 4) for v in seen)
-    assert [values(data.val_set, i, 5)[0] for i in range(data.counts["val"])] == list(range(160, 168))
-    assert [values(data.test_set, i, 5)[0] for i in range(data.test_samples)] == list(range(180, 188))
+    assert [values(data.sets["val"], i, 5)[0] for i in range(data.counts["val"])] == list(range(160, 168))
+    assert [values(data.sets["test"], i, 5)[0] for i in range(data.test_samples)] == list(range(180, 188))
     assert data.data_name == "v.gif"
 
 
 def test_at_most_so_many_pieces_at_equal_distances(tmp_path):
     data = set_up(video=numbered(tmp_path / "v.gif", 200), frames=3, test_sequences=4, val_sequences=2)
-    assert [values(data.test_set, i, 3)[0] for i in range(data.test_samples)] == [180, 186, 191, 197]
+    assert [values(data.sets["test"], i, 3)[0] for i in range(data.test_samples)] == [180, 186, 191, 197]
     assert data.counts == {"val": 2, "test": 4, "predict": 4}
 
 
 def test_a_sample_is_a_function_of_seed_and_index(tmp_path):
     video = numbered(tmp_path / "v.gif", 200)
-    one, same, other = (set_up(video=video, seed=seed).train_set for seed in (0, 0, 1))
+    one, same, other = (set_up(video=video, seed=seed).sets["train"] for seed in (0, 0, 1))
     assert [values(one, i, 6) for i in range(9)] == [values(same, i, 6) for i in range(9)]
     assert [values(one, i, 6) for i in range(9)] != [values(other, i, 6) for i in range(9)]
 
@@ -58,9 +58,9 @@ def test_pieces_of_several_videos_do_not_mix(tmp_path):
         numbered(tmp_path / "videos" / name, frames)
     data = set_up(video=str(tmp_path / "videos"))
     assert data.data_name == "a.gif, b.gif"
-    starts = [values(data.test_set, i, 6)[0] for i in range(data.test_samples)]
+    starts = [values(data.sets["test"], i, 6)[0] for i in range(data.test_samples)]
     assert starts == [54, *range(216, 235)]
-    assert all(np.ptp(values(data.train_set, i, 6)) == 5 for i in range(100))
+    assert all(np.ptp(values(data.sets["train"], i, 6)) == 5 for i in range(100))
 
 
 def test_a_video_is_seen_through_the_square_in_its_middle(tmp_path):
@@ -99,8 +99,8 @@ def test_flow_of_stand_ins_is_known_and_of_videos_is_not(tmp_path):
     batch = next(data.flow_batches(1, 3))
     assert batch.frames.shape == (2, 4, 1, 64, 64)
     assert batch.flow.shape == (2, 4, 2, 64, 64)
-    assert data.test_set[0, Segment(0, 0, 5, True)][2] is not None
-    assert data.train_set[0, Segment(0, 0, 5, True)][2] is None  # training does not need it
+    assert data.sets["test"][0, Segment(0, 0, 5, True)][2] is not None
+    assert data.sets["train"][0, Segment(0, 0, 5, True)][2] is None  # training does not need it
     data = set_up(video=numbered(tmp_path / "v.gif", 100), batch_size=2)
     assert next(data.flow_batches(1, 3)).flow is None
 
@@ -115,9 +115,9 @@ def test_the_authors_files_in_their_layout(tmp_path):
             file["highway_L"] = frames.swapaxes(2, 3)
     data = set_up(root=str(tmp_path), source="paper")
     assert data.data_name == "the authors' highway recording"
-    assert [len(video) for video in data.train_set.videos] == [90]
+    assert [len(video) for video in data.sets["train"].videos] == [90]
     assert data.counts == {"val": 5, "test": 15, "predict": 4}
-    assert np.array_equal(data.train_set.videos[0][0], np.arange(4096).reshape(64, 64).astype(np.uint8))
+    assert np.array_equal(data.sets["train"].videos[0][0], np.arange(4096).reshape(64, 64).astype(np.uint8))
     (tmp_path / "highway" / "highwayDriving_test.h5").unlink()
     with pytest.raises(InputError, match=r"highwayDriving_test\.h5"):
         set_up(root=str(tmp_path), source="paper")
@@ -128,7 +128,7 @@ def test_a_video_that_is_too_short_is_refused(tmp_path):
         set_up(video=numbered(tmp_path / "v.gif", 40))
     data = set_up(video=numbered(tmp_path / "v.gif", 100))
     with pytest.raises(InputError, match=r"has 80 frames, a sequence 90 at data\.frame_step 1"):
-        data.train_set[0, Segment(0, 0, 89, True)]
+        data.sets["train"][0, Segment(0, 0, 89, True)]
     with pytest.raises(InputError, match="does not exist"):
         set_up(video=str(tmp_path / "nothing.mp4"))
 
@@ -153,5 +153,5 @@ def test_the_real_clip(real_data):
     data = set_up(root=str(real_data), frame_step=2)
     assert data.data_name == "solidWhiteRight.mp4"
     reference = np.load(real_data / "video" / "highway" / "solidWhiteRight_gray64.npz")["frames"]
-    assert np.abs(data.train_set.videos[0][:50].astype(int) - reference[:50]).mean() < 2  # another way to grey
+    assert np.abs(data.sets["train"].videos[0][:50].astype(int) - reference[:50]).mean() < 2  # another way to grey
     assert data.test_samples == 13

@@ -9,7 +9,7 @@ import torch
 from lightning_meta.cli import main
 from lightning_meta.dynamic_filters.flow_head import FlowNetwork, train_heads
 from lightning_meta.dynamic_filters.frame_scores import end_point_error, frame_scores
-from lightning_meta.dynamic_filters.moving_mnist_data import Clips, MovingMNIST
+from lightning_meta.dynamic_filters.moving_mnist_data import Clips, MovingMNISTDataModule
 from lightning_meta.dynamic_filters.video import FramePredictor, VideoPrediction
 from lightning_meta.errors import InputError
 from tests.conftest import arguments
@@ -79,7 +79,7 @@ class Bound(VideoPrediction):
 
 
 def test_heads_learn_flow_and_leave_the_model_as_it_was(tmp_path):
-    data = MovingMNIST(root=str(tmp_path), source="stand-in", batch_size=2)
+    data = MovingMNISTDataModule(root=str(tmp_path), source="stand-in", batch_size=2)
     data.setup("test")
     model = Bound(data, width=8, kernel_size=3, input_frames=2, flow_head_steps=100, gain=1.4)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -98,7 +98,7 @@ def test_heads_learn_flow_and_leave_the_model_as_it_was(tmp_path):
 
 
 def test_heads_need_true_flow(tmp_path):
-    data = MovingMNIST(root=str(tmp_path), source="stand-in", batch_size=1)
+    data = MovingMNISTDataModule(root=str(tmp_path), source="stand-in", batch_size=1)
     data.setup("test")
     data.flow_batches = lambda batches, frames: iter([Clips(torch.rand(1, 4, 1, 64, 64), None)])
     with pytest.raises(InputError, match=r"model\.flow_head_steps: the true flow of these sequences is not known"):

@@ -8,7 +8,7 @@ from lightning_meta.dynamic_filters.moving_mnist_data import (
     Clips,
     FixedClips,
     MovingDigits,
-    MovingMNIST,
+    MovingMNISTDataModule,
     fixed_test_sequences,
     moving_digits,
     trajectory,
@@ -146,8 +146,8 @@ def test_more_test_sequences_than_the_fixed_set_has(tmp_path):
     np.save(tmp_path / "MovingMNIST" / "bouncing_mnist_test.npy", np.zeros((3, 20, 64, 64), np.uint8))
     options = {"root": str(tmp_path), "source": "stand-in", "test_set": "fixed"}
     with pytest.raises(InputError, match=r"has 3 sequences: --data.test_sequences 4 must be at most that"):
-        MovingMNIST(**options, test_sequences=4).setup("test")
-    data = MovingMNIST(**options, test_sequences=3)
+        MovingMNISTDataModule(**options, test_sequences=4).setup("test")
+    data = MovingMNISTDataModule(**options, test_sequences=3)
     data.setup("test")
     assert data.test_name.startswith("the fixed test sequences")
 
@@ -178,21 +178,25 @@ def test_a_failed_download_falls_back_to_the_stand_in(tmp_path, monkeypatch):
         raise InputError("no network")
 
     monkeypatch.setattr(digits, "download_mnist", fail)
-    data = MovingMNIST(root=str(tmp_path))
+    data = MovingMNISTDataModule(root=str(tmp_path))
     data.prepare_data()
-    with pytest.warns(UserWarning, match="no MNIST in .*: this run uses scikit-learn's 8x8 digits, a stand-in"):
+    with pytest.warns(UserWarning, match="MNIST not found in .*: this run uses scikit-learn's 8x8 digits, a stand-in"):
         data.setup("fit")
-    data = MovingMNIST(root=str(tmp_path), source="paper")
+    data = MovingMNISTDataModule(root=str(tmp_path), source="paper")
     data.prepare_data()
     with pytest.raises(InputError):
         data.setup("fit")
 
 
 def test_splits_share_no_digit(real_data):
-    data = MovingMNIST(root=str(real_data), source="paper")
+    data = MovingMNISTDataModule(root=str(real_data), source="paper")
     data.prepare_data()
     data.setup("test")
-    assert [len(s.pictures) for s in (data.train_set, data.val_set, data.test_set)] == [50_000, 10_000, 10_000]
+    assert [len(s.pictures) for s in (data.sets["train"], data.sets["val"], data.sets["test"])] == [
+        50_000,
+        10_000,
+        10_000,
+    ]
     assert data.data_name == "MNIST"
     mean = data.mean_frame()
     assert mean.shape == (1, 64, 64)

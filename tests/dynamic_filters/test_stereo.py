@@ -18,7 +18,7 @@ from lightning_meta.dynamic_filters.stereo import (
     disparity_picture,
     entropies,
 )
-from lightning_meta.dynamic_filters.stereo_data import Example, FixedPairs, Pairs, StereoPairs
+from lightning_meta.dynamic_filters.stereo_data import Example, FixedPairs, Pairs, StereoPairsDataModule
 from lightning_meta.errors import InputError
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.running.segments import Segment
@@ -142,16 +142,21 @@ def drawn(count=3, size=16):
     return [Example(f"{i}", textured_layers(pictures, size, generator(i))) for i in range(count)]
 
 
-class FixedData(StereoPairs):
+class FixedData(StereoPairsDataModule):
     """Examples that a test gives."""
 
     def __init__(self, examples):
         super().__init__(batch_size=2, test_pairs=99)
         self.given = examples
 
-    def setup(self, stage):
+    def make_sets(self, stage):
         self._evaluate_on(self.given, self.given)
-        self.train_set = FixedPairs(self.given * 200)
+        self.sets = {
+            "train": FixedPairs(self.given * 200),
+            "val": FixedPairs(self.given),
+            "test": FixedPairs(self.given),
+        }
+        self.counts = {"val": len(self.given), "test": len(self.given)}
         self.data_name = self.test_name = "drawn"
 
 

@@ -10,7 +10,7 @@ from lightning_meta.dynamic_filters.stereo_data import (
     Example,
     Pairs,
     RandomWindows,
-    StereoPairs,
+    StereoPairsDataModule,
     small,
     squares,
 )
@@ -122,9 +122,9 @@ def test_a_drive_is_split_in_time_and_small_folders_are_for_disparities(tmp_path
     drive(tmp_path / "stereo" / "drive", 20)
     drive(tmp_path / "stereo" / "known", 1, disparity=True)
     drive(tmp_path / "stereo" / "unknown", 2)
-    data = StereoPairs(root=str(tmp_path), test_pairs=8)
+    data = StereoPairsDataModule(root=str(tmp_path), test_pairs=8)
     data.setup("fit")
-    assert [int(views.left[0, 0]) for views in data.train_set.pairs] == list(range(0, 140, 10))
+    assert [int(views.left[0, 0]) for views in data.sets["train"].pairs] == list(range(0, 140, 10))
     assert levels(data.examples["val"]) == [140, 140, 140, 150, 150, 150]
     assert levels(data.examples["test"]) == [160, 160, 160, 170, 170, 170, 180, 180, *[1, 1, 1]]
     assert [example.scored for example in data.examples["test"]] == [True] * 8 + [False] * 3
@@ -140,12 +140,12 @@ def test_a_drive_is_split_in_time_and_small_folders_are_for_disparities(tmp_path
 
 def test_the_papers_recording_is_read_and_split(tmp_path):
     arrays = highway(tmp_path / "highway")
-    data = StereoPairs(root=str(tmp_path), source="paper", test_pairs=4)
+    data = StereoPairsDataModule(root=str(tmp_path), source="paper", test_pairs=4)
     data.setup("fit")
-    assert len(data.train_set.pairs) == 18
+    assert len(data.sets["train"].pairs) == 18
     assert len(data.examples["val"]) == 2
     assert len(data.examples["test"]) == data.test_samples == 4
-    assert (data.train_set.pairs[3].left == arrays["train"][0, 3, 0].T).all()
+    assert (data.sets["train"].pairs[3].left == arrays["train"][0, 3, 0].T).all()
     assert (data.examples["val"][0].views.right == arrays["train"][1, 18, 0].T).all()
     assert (data.examples["test"][2].views.right == arrays["test"][1, 2, 0].T).all()
     assert not data.truths
@@ -158,7 +158,9 @@ def test_auto_takes_the_recording_first_then_pairs_then_draws(tmp_path):
         root = tmp_path if part != "drawn" else tmp_path / "none"
         if part == "highway":
             highway(tmp_path / "highway")
-        data = StereoPairs(root=str(root), source="stand-in" if part == "drawn" else "auto", val_pairs=2, test_pairs=2)
+        data = StereoPairsDataModule(
+            root=str(root), source="stand-in" if part == "drawn" else "auto", val_pairs=2, test_pairs=2
+        )
         data.setup("fit")
         assert data.data_name.startswith(name)
 
@@ -241,10 +243,10 @@ def test_predict_takes_all_of_a_users_pairs(tmp_path):
 
 
 def test_the_real_pairs_are_split(real_data):
-    data = StereoPairs(root=str(real_data))
+    data = StereoPairsDataModule(root=str(real_data))
     data.setup("fit")
-    assert len(data.train_set.pairs) == 35
-    assert data.train_set.pairs[0].left.shape == (64, 212)
+    assert len(data.sets["train"].pairs) == 35
+    assert data.sets["train"].pairs[0].left.shape == (64, 212)
     assert len(data.examples["val"]) == 3 * 5
     assert data.test_samples == 3 * 11
     names = [example.name for example in data.examples["test"] if not example.scored]

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.classification import PictureClassification, linear_classifier
-from lightning_meta.hypernetworks.classification_data import CIFAR10, MNIST, Pictures
+from lightning_meta.hypernetworks.classification_data import CIFAR10DataModule, MNISTDataModule, Pictures
 from lightning_meta.hypernetworks.figures import answer_sheet, kernel_grid
 from lightning_meta.hypernetworks.networks import WideResNet
 from lightning_meta.running.segments import Segment
@@ -132,7 +132,7 @@ def test_measures(tmp_path):
             nn.init.zeros_(model.network.last.weight)
             with torch.no_grad():
                 model.network.last.bias[:] = torch.tensor([9.0, *[0.0] * 9])
-        trainer.test(model, MNIST(pictures=pictures), verbose=False)
+        trainer.test(model, MNISTDataModule(pictures=pictures), verbose=False)
         found = {name: value.item() for name, value in trainer.callback_metrics.items()}
         labels = trainer.datamodule.sets["test"].labels
         wrong = 0 if knows else 100 * (labels != 0).float().mean().item()
@@ -174,9 +174,9 @@ def test_the_linear_baseline_finds_what_is_linear(classes):
 def test_data_and_network_that_do_not_fit(tmp_path):
     own = plain_digits(tmp_path / "own", classes=3)
     cases = [
-        ({"network": "wide_resnet", "depth": 10}, MNIST(source="stand-in"), "the data are 1x28x28"),
-        ({"network": "digits"}, CIFAR10(pictures=own), "the data are 3x32x32"),
-        ({"network": "digits"}, MNIST(pictures=own), "3 classes: say --model.classes 3"),
+        ({"network": "wide_resnet", "depth": 10}, MNISTDataModule(source="stand-in"), "the data are 1x28x28"),
+        ({"network": "digits"}, CIFAR10DataModule(pictures=own), "the data are 3x32x32"),
+        ({"network": "digits"}, MNISTDataModule(pictures=own), "3 classes: say --model.classes 3"),
     ]
     for options, data, words in cases:
         with pytest.raises(InputError, match=words) as error:
@@ -193,13 +193,13 @@ def test_predictions(tmp_path):
         Image.new("L", (40, 50), k).save(mine / f"of {k}.png")
     model = PictureClassification()
     model.network = Oracle()
-    (written,) = trainer_of(tmp_path).predict(model, MNIST(pictures=pictures, images=str(mine)))
+    (written,) = trainer_of(tmp_path).predict(model, MNISTDataModule(pictures=pictures, images=str(mine)))
     assert written["answers_00000.txt"].splitlines()[1:] == [
         f"of {k}.png\t{k} 1.0000\t0 0.0000\t1 0.0000" for k in (4, 7)
     ]
     assert written.keys() == {"answers_00000.txt", "answers_00000.png", "kernel.png"}
     assert all(written[name].dtype == torch.uint8 for name in ("answers_00000.png", "kernel.png"))
-    (written,) = trainer_of(tmp_path).predict(model, MNIST(pictures=pictures, predict_pictures=5))
+    (written,) = trainer_of(tmp_path).predict(model, MNISTDataModule(pictures=pictures, predict_pictures=5))
     lines = written["answers_00000.txt"].splitlines()
     assert len(lines) == 6
     for line in lines[1:]:
@@ -253,7 +253,7 @@ def test_answers_are_green_where_they_are_right():
 def test_pictures_are_the_papers_figures(tmp_path):
     for network, names in (("digits", {"second_kernel"}), ("fully_connected", {"first_layer"})):
         model, trainer = PictureClassification(network), trainer_of(tmp_path)
-        trainer.validate(model, MNIST(source="stand-in", val_pictures=4), verbose=False)
+        trainer.validate(model, MNISTDataModule(source="stand-in", val_pictures=4), verbose=False)
         found = model.pictures(batch())
         assert found.keys() == names | {"answers"}
         assert all(p.dtype == torch.uint8 and p.shape[0] == 3 for p in found.values())

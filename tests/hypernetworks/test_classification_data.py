@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lightning_meta.errors import InputError
-from lightning_meta.hypernetworks.classification_data import CIFAR10, MNIST, PictureSet, crop
+from lightning_meta.hypernetworks.classification_data import CIFAR10DataModule, MNISTDataModule, PictureSet, crop
 from lightning_meta.running.segments import Segment
 from lightning_meta.sources import cifar, digits
 
@@ -63,7 +63,7 @@ def batch_of(data, name, *indices):
     return data.on_after_batch_transfer(pictures.collate([pictures[i, ONE] for i in indices]), 0)
 
 
-@pytest.mark.parametrize(("make", "count", "held_out"), [(MNIST, 1797, 140), (CIFAR10, 100, 8)])
+@pytest.mark.parametrize(("make", "count", "held_out"), [(MNISTDataModule, 1797, 140), (CIFAR10DataModule, 100, 8)])
 def test_splits_have_pictures_of_their_own_and_the_same_for_every_seed(make, count, held_out, small_sources):
     parts = []
     for seed in (0, 1):
@@ -79,7 +79,7 @@ def test_splits_have_pictures_of_their_own_and_the_same_for_every_seed(make, cou
 
 
 def test_the_papers_splits(real_data):
-    data = set_up(MNIST, root=str(real_data), source="paper")
+    data = set_up(MNISTDataModule, root=str(real_data), source="paper")
     assert {name: len(pictures) for name, pictures in data.sets.items()} == {
         "train": 55_000,
         "val": 5_000,
@@ -90,13 +90,13 @@ def test_the_papers_splits(real_data):
 
 
 def test_all_training_pictures_come_once_before_any_comes_again(small_sources):
-    pictures = set_up(CIFAR10).sets["train"]
+    pictures = set_up(CIFAR10DataModule).sets["train"]
     laps = [[int(pictures[i, ONE][0][0]) for i in range(72 * lap, 72 * (lap + 1))] for lap in range(2)]
     assert sorted(laps[0]) == sorted(laps[1]) == list(range(72))
     assert laps[0] != laps[1]
 
 
-@pytest.mark.parametrize("make", [MNIST, CIFAR10])
+@pytest.mark.parametrize("make", [MNISTDataModule, CIFAR10DataModule])
 def test_a_sample_is_a_function_of_seed_and_number(make, small_sources):
     one, again, other = (set_up(make, seed=seed) for seed in (3, 3, 4))
     whole = batch_of(one, "train", *range(8))
@@ -134,32 +134,32 @@ def test_crops_and_mirrors_are_all_drawn(padding, flip):
 
 
 def test_batches_are_normalised():
-    data = set_up(CIFAR10, train_pictures=3, augment=False)
+    data = set_up(CIFAR10DataModule, train_pictures=3, augment=False)
     batch = batch_of(data, "train", 0, 1, 2)
     order = [int(data.sets["train"][i, ONE][0][0]) for i in range(3)]
     image = data.sets["train"].images[order].double() / 255
     for c, (mean, std) in enumerate(zip((0.491, 0.482, 0.447), (0.247, 0.243, 0.262), strict=True)):
         torch.testing.assert_close(batch.x[:, c].double(), (image[:, c] - mean) / std, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(data.shown(batch.x).double(), image, rtol=1e-5, atol=1e-5)
-    digit = batch_of(set_up(MNIST), "val", 0).x
+    digit = batch_of(set_up(MNISTDataModule), "val", 0).x
     assert digit.min() == 0
     assert digit.max() == 1
 
 
 def test_fewer_pictures(small_sources):
-    data = set_up(CIFAR10, train_pictures=11, val_pictures=3, test_pictures=7)
-    whole = set_up(CIFAR10)
+    data = set_up(CIFAR10DataModule, train_pictures=11, val_pictures=3, test_pictures=7)
+    whole = set_up(CIFAR10DataModule)
     for name, count in (("train", 11), ("val", 3), ("test", 7)):
         assert torch.equal(data.sets[name].images, whole.sets[name].images[:count])
     assert data.test_samples == 7
     for option, there in (("train_pictures", 72), ("val_pictures", 8), ("test_pictures", 20)):
         for wrong in (0, there + 1):
             with pytest.raises(InputError, match=f"data.{option}: {wrong} of {there} pictures: choose 1 to {there}"):
-                set_up(CIFAR10, **{option: wrong})
+                set_up(CIFAR10DataModule, **{option: wrong})
 
 
 def test_the_data_are_read_once_for_fit_and_test(small_sources, monkeypatch):
-    data = set_up(CIFAR10)
+    data = set_up(CIFAR10DataModule)
     monkeypatch.setattr(cifar, "coloured_digits", None)
     data.setup("test")
 
@@ -173,7 +173,7 @@ def paint(folder, classes, count):
 
 def test_class_folders_of_the_users_own(tmp_path):
     paint(tmp_path / "own", 3, 8)
-    for make in (MNIST, CIFAR10):
+    for make in (MNISTDataModule, CIFAR10DataModule):
         data = set_up(make, pictures=str(tmp_path / "own"), source="auto")
         assert data.classes == ["class 0", "class 1", "class 2"]
         assert {name: len(pictures) for name, pictures in data.sets.items()} == {"train": 18, "val": 2, "test": 4}
@@ -184,7 +184,7 @@ def test_class_folders_of_the_users_own(tmp_path):
 def test_the_first_test_pictures_are_of_all_classes(tmp_path):
     for split, count in (("train", 40), ("test", 30)):
         paint(tmp_path / "own" / split, 3, count)
-    data = set_up(CIFAR10, pictures=str(tmp_path / "own"), source="auto", test_pictures=30)
+    data = set_up(CIFAR10DataModule, pictures=str(tmp_path / "own"), source="auto", test_pictures=30)
     pictures = data.sets["test"]
     assert torch.equal(pictures.images[:, 0, 0, 0], 100 * pictures.labels), "each with its own label"
     assert pictures.labels.bincount(minlength=3).min() > 5
@@ -196,19 +196,19 @@ def test_pictures_to_predict(tmp_path, small_sources):
     (tmp_path / "mine").mkdir()
     Image.fromarray(ink).save(tmp_path / "mine" / "two.png")
     Image.fromarray(255 - ink).save(tmp_path / "mine" / "ten.png")
-    data = set_up(MNIST, "predict", images=str(tmp_path / "mine"))
+    data = set_up(MNISTDataModule, "predict", images=str(tmp_path / "mine"))
     assert data.names == ["ten.png", "two.png"]
     batch = batch_of(data, "predict", 0, 1)
     assert batch.labels.tolist() == [-1, -1]
     torch.testing.assert_close(batch.x[0], batch.x[1])  # dark ink on light paper is turned
     assert batch.x[0, 0, 0, 0] < 0.05
     assert batch.x[0, 0, 14, 14] > 0.9
-    data = set_up(CIFAR10, "predict", images=str(tmp_path / "mine" / "two.png"))
+    data = set_up(CIFAR10DataModule, "predict", images=str(tmp_path / "mine" / "two.png"))
     assert data.sets["predict"].images.shape == (1, 3, 32, 32)
     assert data.sets["predict"].images[0, 0, 0, 0] == 250
     for wrong in ("nothing.png", "nowhere"):
         with pytest.raises(InputError, match=wrong):
-            set_up(MNIST, "predict", images=str(tmp_path / wrong))
+            set_up(MNISTDataModule, "predict", images=str(tmp_path / wrong))
 
 
 def damaged_archive(root):
@@ -232,7 +232,7 @@ def test_bad_input_is_one_line(tmp_path):
     ]
     for options, words in cases:
         with pytest.raises(InputError, match=words) as error:
-            set_up(CIFAR10, **options)
+            set_up(CIFAR10DataModule, **options)
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="MetaSchedule"):
-        set_up(MNIST).train_dataloader()
+        set_up(MNISTDataModule).train_dataloader()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_meta.errors import InputError
-from lightning_meta.hypernetworks.stroke_data import PenStrokes, Points, Sequences
+from lightning_meta.hypernetworks.stroke_data import PenStrokesDataModule, Points, Sequences
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.running.segments import Segment, SegmentSampler
 
@@ -15,7 +15,7 @@ def sequences(*lengths):
 
 
 def data_module(schedule=None, **options):
-    data = PenStrokes(**options)
+    data = PenStrokesDataModule(**options)
     data.trainer = types.SimpleNamespace(global_rank=0, world_size=1)
     schedule = schedule or MetaSchedule(horizon=300)
     data.train_batches = SegmentSampler(schedule.segments, lambda: 0, 20, data.batch_size)

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from lightning_meta.errors import InputError
-from lightning_meta.hypernetworks.text_data import Lines, Readers, ScoredReaders, Text
+from lightning_meta.hypernetworks.text_data import Lines, Readers, ScoredReaders, TextDataModule
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.running.segments import Segment, SegmentSampler
 
 
 def data_module(rank=0, world_size=1, schedule=None, **options):
-    data = Text(download=False, **options)
+    data = TextDataModule(download=False, **options)
     data.trainer = types.SimpleNamespace(global_rank=rank, world_size=world_size)
     schedule = schedule or MetaSchedule(unroll=7)
     data.train_batches = SegmentSampler(schedule.segments, lambda: 0, 20, data.batch_size, rank, world_size)

@@ -12,7 +12,7 @@ from lightning_meta.hypernetworks.translation_data import (
     PairSet,
     Sentences,
     ShuffledPairs,
-    Translations,
+    TranslationDataModule,
     dictionary,
     in_three,
     own_sentences,
@@ -40,7 +40,7 @@ def pieces(numbers):
 
 
 def data_module(pieces=None, rank=0, world_size=1, **options):
-    data = Translations(**{"train_pairs": 200, "val_pairs": 7, "test_pairs": 10} | options)
+    data = TranslationDataModule(**{"train_pairs": 200, "val_pairs": 7, "test_pairs": 10} | options)
     module = types.SimpleNamespace(vocabulary=pieces)
     data.trainer = types.SimpleNamespace(global_rank=rank, world_size=world_size, lightning_module=module)
     segments = MetaSchedule(horizon=1).segments
@@ -97,7 +97,9 @@ def test_two_processes_see_what_one_sees(pieces):
 
 def test_the_stand_in_says_what_it_is(tmp_path):
     data = data_module(root=str(tmp_path))
-    with pytest.warns(UserWarning, match=r"no WMT'14 English to French in .*wmt14: this run uses numbers in words"):
+    with pytest.warns(
+        UserWarning, match=r"WMT'14 English to French not found in .*wmt14: this run uses numbers in words"
+    ):
         data.setup("fit")
     assert data.data_name == "numbers in words, English to French, a stand-in for WMT'14 English to French"
     assert (len(data.train.source), len(data.val.source), data.test_samples) == (200, 7, 10)

@@ -11,7 +11,7 @@ from lightning_meta.cli import main
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers import learning_to_learn as module
 from lightning_meta.learned_optimizers.learning_to_learn import LearningToLearn
-from lightning_meta.learned_optimizers.learning_to_learn_data import QuadraticProblems
+from lightning_meta.learned_optimizers.learning_to_learn_data import QuadraticDataModule
 from lightning_meta.learned_optimizers.problem_sets import QuadraticSet
 from lightning_meta.learned_optimizers.unroll import optimize, unroll
 from lightning_meta.running.schedule import MetaSchedule
@@ -45,7 +45,7 @@ def model_of(**options):
 
 def data_of(**options):
     sizes = {"batch_size": 3, "steps": 4, "val_problems": 5, "test_problems": 4, "tune_problems": 3}
-    return QuadraticProblems(**{"dimension": 3, "start_std": 0.5} | sizes | options)
+    return QuadraticDataModule(**{"dimension": 3, "start_std": 0.5} | sizes | options)
 
 
 def trainer_of(folder, steps=6, notes=None, **options):

@@ -9,9 +9,9 @@ from torch import nn
 
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.learning_to_learn_data import (
-    DigitProblems,
-    PictureProblems,
-    QuadraticProblems,
+    DigitProblemsDataModule,
+    ImageProblemsDataModule,
+    QuadraticDataModule,
     only,
 )
 from lightning_meta.learned_optimizers.problem_sets import ClassificationSet, OneQuadratic, QuadraticSet
@@ -129,9 +129,9 @@ def test_scaled_coordinates_are_the_same_problem_in_other_units(make):
     assert len(set(stretch.flatten().tolist())) == stretch.numel()
 
 
-@pytest.mark.parametrize("make", [QuadraticProblems, DigitProblems, PictureProblems])
+@pytest.mark.parametrize("make", [QuadraticDataModule, DigitProblemsDataModule, ImageProblemsDataModule])
 def test_only_training_is_in_other_units(make, small_sources):
-    data = make(random_scaling=3.0, **({} if make is QuadraticProblems else {"source": "stand-in"}))
+    data = make(random_scaling=3.0, **({} if make is QuadraticDataModule else {"source": "stand-in"}))
     data.setup("fit")
     assert {name: problems.scaling for name, problems in data.sets.items() if problems.scaling} == {"train": 3.0}
 
@@ -154,7 +154,7 @@ def numbers_of(images):
     return set((images[:, 0, 0, 0].long() + 256 * images[:, 0, 0, 1].long()).tolist())
 
 
-@pytest.mark.parametrize(("make", "count"), [(DigitProblems, 1460), (PictureProblems, 80)])
+@pytest.mark.parametrize(("make", "count"), [(DigitProblemsDataModule, 1460), (ImageProblemsDataModule, 80)])
 def test_splits_have_images_of_their_own(make, count, small_sources):
     data = make(source="stand-in", download=False)
     data.prepare_data()
@@ -164,11 +164,13 @@ def test_splits_have_images_of_their_own(make, count, small_sources):
     assert images["test"] == images["predict"]
     parts = [images["train"], images["val"], images["test"]]
     assert sum(map(len, parts)) == len(set.union(*parts)) == count
-    assert len(images["train"]) == 5 * len(images["val"]) or make is DigitProblems
+    assert len(images["train"]) == 5 * len(images["val"]) or make is DigitProblemsDataModule
 
 
 def test_the_real_stand_ins_have_the_shapes_of_the_paper():
-    digit, picture = (make(source="stand-in", minibatch=2) for make in (DigitProblems, PictureProblems))
+    digit, picture = (
+        make(source="stand-in", minibatch=2) for make in (DigitProblemsDataModule, ImageProblemsDataModule)
+    )
     for data, shape, n in ((digit, (1, 28, 28), 15_910), (picture, (3, 32, 32), 22_682)):
         data.setup("fit")
         problems = data.sets["val"].batch(1, 3, CPU)
@@ -179,10 +181,10 @@ def test_the_real_stand_ins_have_the_shapes_of_the_paper():
 
 
 def test_auto_says_that_it_uses_a_stand_in(tmp_path, small_sources):
-    for make, wanted in ((DigitProblems, "MNIST"), (PictureProblems, "CIFAR-10")):
+    for make, wanted in ((DigitProblemsDataModule, "MNIST"), (ImageProblemsDataModule, "CIFAR-10")):
         data = make(root=str(tmp_path), download=False)
         data.prepare_data()
-        with pytest.warns(UserWarning, match=f"no {wanted} in {tmp_path}"):
+        with pytest.warns(UserWarning, match=f"{wanted} not found in {tmp_path}"):
             data.setup("fit")
         assert "stand-in" in data.data_name
         with pytest.raises(InputError, match=wanted):
@@ -200,7 +202,7 @@ def test_only_takes_some_classes_and_renumbers_them():
 
 def test_label_subsets_for_training_and_for_a_test_case(small_sources):
     cases = {"held out": {"labels": [0, 9]}, "all": {"labels": list(range(10))}}
-    data = PictureProblems(source="stand-in", labels=[1, 2, 5], tests=cases)
+    data = ImageProblemsDataModule(source="stand-in", labels=[1, 2, 5], tests=cases)
     data.setup("fit")
     wanted = {"train": [1, 2, 5], "val": [1, 2, 5], "test/held out": [0, 9], "tune/held out": [0, 9]}
     for name, labels in (wanted | {"test/100 steps": [1, 2, 5], "test/all": list(range(10))}).items():
@@ -219,7 +221,7 @@ def test_test_cases_change_the_network(small_sources):
         "deep": {"hidden": [20, 20], "steps": 3},
         "ReLU": {"activation": "relu"},
     }
-    data = DigitProblems(source="stand-in", steps=5, tests=cases)
+    data = DigitProblemsDataModule(source="stand-in", steps=5, tests=cases)
     data.setup("test")
     assert list(data.cases) == ["5 steps", *cases]
     counts = {"5 steps": 15_910, "longer": 15_910, "wide": 31_810, "deep": 16_330, "ReLU": 15_910}
@@ -232,7 +234,7 @@ def test_test_cases_change_the_network(small_sources):
 
 
 def test_tuning_problems_are_like_the_test_cases_but_of_training_images(small_sources):
-    data = DigitProblems(source="stand-in", tune_problems=3, tests={"short": {"steps": 4, "hidden": [5]}})
+    data = DigitProblemsDataModule(source="stand-in", tune_problems=3, tests={"short": {"steps": 4, "hidden": [5]}})
     data.setup("test")
     problems = data.tuning_problems("short", CPU)
     assert problems.segment == Segment(0, 0, 4, True)
@@ -243,21 +245,21 @@ def test_tuning_problems_are_like_the_test_cases_but_of_training_images(small_so
 @pytest.mark.parametrize(
     ("make", "case", "message"),
     [
-        (QuadraticProblems, {"hidden": [20]}, r"data.tests: odd: .*'hidden'"),
-        (DigitProblems, {"width": 3}, r"data.tests: odd: .*'width'"),
-        (DigitProblems, {"labels": [3, 11]}, "no class 11"),
-        (DigitProblems, {"activation": "tanh"}, r"data.tests: odd: .*'tanh'"),
-        (PictureProblems, {"activation": "relu"}, r"data.tests: odd: .*'activation'"),
+        (QuadraticDataModule, {"hidden": [20]}, r"data.tests: odd: .*'hidden'"),
+        (DigitProblemsDataModule, {"width": 3}, r"data.tests: odd: .*'width'"),
+        (DigitProblemsDataModule, {"labels": [3, 11]}, "no class 11"),
+        (DigitProblemsDataModule, {"activation": "tanh"}, r"data.tests: odd: .*'tanh'"),
+        (ImageProblemsDataModule, {"activation": "relu"}, r"data.tests: odd: .*'activation'"),
     ],
 )
 def test_an_unknown_option_of_a_test_case(make, case, message, small_sources):
-    data = make(tests={"odd": case}, **({} if make is QuadraticProblems else {"source": "stand-in"}))
+    data = make(tests={"odd": case}, **({} if make is QuadraticDataModule else {"source": "stand-in"}))
     with pytest.raises(InputError, match=message):
         data.setup("fit")
 
 
 def test_options_have_their_defaults_outside_of_the_command_line():
-    data = QuadraticProblems(dimension=3)
+    data = QuadraticDataModule(dimension=3)
     data.setup("fit")
     assert (data.hparams.val_problems, data.hparams.num_workers, data.hparams.dimension) == (20, 0, 3)
     with pytest.raises(InputError, match="MetaSchedule"):
@@ -269,7 +271,7 @@ W, Y = np.arange(9.0).reshape(3, 3), np.ones(3)
 
 def test_a_quadratic_of_the_users_own(tmp_path):
     np.savez(tmp_path / "own.npz", W=W, y=Y, more=1)
-    data = QuadraticProblems(problem=str(tmp_path / "own.npz"), start_std=0.5)
+    data = QuadraticDataModule(problem=str(tmp_path / "own.npz"), start_std=0.5)
     data.setup("predict")
     problems = data.sets["predict"].batch(4, 6, CPU)
     assert problems.W.tolist() == [W.tolist()] * 4
@@ -352,7 +354,7 @@ def paint(folder, classes, count, first=0):
 
 def test_problems_from_own_pictures(tmp_path):
     paint(tmp_path, 2, 9)
-    for make, shape in ((DigitProblems, (1, 28, 28)), (PictureProblems, (3, 32, 32))):
+    for make, shape in ((DigitProblemsDataModule, (1, 28, 28)), (ImageProblemsDataModule, (3, 32, 32))):
         data = make(pictures=str(tmp_path), minibatch=4)
         data.prepare_data()
         data.setup("fit")
@@ -363,7 +365,7 @@ def test_problems_from_own_pictures(tmp_path):
         problems = train.batch(2, 3, CPU)
         assert problems.loss(problems.start, 0).isfinite().all()
     paint(tmp_path / "grey", 2, 9)
-    data = DigitProblems(pictures=str(tmp_path / "grey"))
+    data = DigitProblemsDataModule(pictures=str(tmp_path / "grey"))
     data.setup("fit")
     greens = sorted(round((100 * (n // 20) + n + 30) / 3) for n in [*range(9), *range(20, 29)])
     greys = sorted(

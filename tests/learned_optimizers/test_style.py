@@ -6,7 +6,7 @@ from PIL import Image
 from lightning_meta.cli import main
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.features import Features
-from lightning_meta.learned_optimizers.style_data import OwnPicture, StyleProblems, StyleSet
+from lightning_meta.learned_optimizers.style_data import OwnPicture, StyleDataModule, StyleSet
 from lightning_meta.learned_optimizers.unroll import loss_and_gradient
 from lightning_meta.running.segments import Segment
 from tests.conftest import arguments
@@ -60,21 +60,21 @@ def test_pictures_below_the_root_are_taken_and_held_out(tmp_path):
         save(tmp_path / "art" / "content" / f"{i}.png", i)
     for i, name in enumerate(("b.png", "a.png")):
         save(tmp_path / "art" / "style" / name, 10 + i)
-    data = StyleProblems(root=str(tmp_path), download=False)
-    splits, styles, name = data.read()
+    data = StyleDataModule(root=str(tmp_path), download=False)
+    (splits, styles), name = data.read(), data.data_name
     assert [len(splits[split]) for split in ("train", "val", "test")] == [6, 6, 1]
     assert torch.equal(splits["test"][0], picture(6))
     assert torch.equal(styles["training"], picture(11))
     assert "a.png" in name
     assert "stand-in" not in name
     with pytest.raises(InputError, match="7 pictures in content and 2 in style"):
-        StyleProblems(root=str(tmp_path), source="paper").read()
+        StyleDataModule(root=str(tmp_path), source="paper").read()
 
 
 def test_too_small_and_unknown_are_refused(tmp_path):
     with pytest.raises(InputError, match="16 pixels are too few"):
-        StyleProblems(root=str(tmp_path), size=16).setup("fit")
-    data = StyleProblems(root=str(tmp_path), download=False, size=32, tests={"other": {"style": "old"}})
+        StyleDataModule(root=str(tmp_path), size=16).setup("fit")
+    data = StyleDataModule(root=str(tmp_path), download=False, size=32, tests={"other": {"style": "old"}})
     with pytest.warns(UserWarning, match="stand-in"), pytest.raises(InputError, match="'training' or 'new'"):
         data.setup("fit")
 

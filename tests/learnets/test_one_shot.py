@@ -17,7 +17,7 @@ from lightning_meta.learnets.one_shot import (
     nearest_pictures,
     pair_logistic,
 )
-from lightning_meta.learnets.one_shot_data import Episodes, OneShotCharacters
+from lightning_meta.learnets.one_shot_data import Episodes, OneShotDataModule
 from lightning_meta.running.segments import Episode, Segment
 from lightning_meta.sources import characters
 
@@ -293,7 +293,7 @@ def test_a_network_that_says_always_the_same_is_at_chance(choose, value):
 @CHOICES
 def test_a_network_that_goes_by_the_place_is_at_chance(choose, greys):
     """The data shuffle queries: in the order of their classes there would be no error."""
-    data = OneShotCharacters(source="stand-in")
+    data = OneShotDataModule(source="stand-in")
     data.setup("fit")
     labels = [data.sets["val"][i, Segment(i, 0, 1, True, Episode(20, 1, 1))][0][-1] for i in range(500)]
     errors = _errors(torch.eye(20).expand(500, -1, -1), episodes(torch.from_numpy(np.stack(labels)), choose))
@@ -380,7 +380,7 @@ def trainer_of(folder):
 
 def results_of(model, folder, **options):
     trainer = trainer_of(folder)
-    data = OneShotCharacters(
+    data = OneShotDataModule(
         source="stand-in",
         tests={"few": {"ways": 5, "shots": 3, "choose": "class"}},
         **{"test_episodes": 30, "batch_size": 8} | options,
@@ -411,10 +411,10 @@ def test_validation_has_the_error_of_the_first_case(tmp_path, greys):
     for knows, error in ((True, 0), (False, 95)):
         model = OneShotRecognition()
         model.network = Oracle() if knows else Indifferent()
-        (results,) = trainer_of(tmp_path).validate(model, OneShotCharacters(source="stand-in"), verbose=False)
+        (results,) = trainer_of(tmp_path).validate(model, OneShotDataModule(source="stand-in"), verbose=False)
         assert results == {"val/error": pytest.approx(error)}
     model = OneShotRecognition("siamese_learnet")
-    data = OneShotCharacters(source="stand-in", val_episodes=2, batch_size=1, ways=3)
+    data = OneShotDataModule(source="stand-in", val_episodes=2, batch_size=1, ways=3)
     (results,) = trainer_of(tmp_path).validate(model, data, verbose=False)
     assert 0 < results["val/filter_variation"] < 0.5
 

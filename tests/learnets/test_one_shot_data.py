@@ -15,14 +15,14 @@ from lightning_meta.learnets.one_shot_data import (
     Characters,
     EpisodeSet,
     OfficialRuns,
-    OneShotCharacters,
+    OneShotDataModule,
     by_number,
     gather,
     turned,
 )
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.running.segments import Episode, Segment, SegmentSampler
-from lightning_meta.sources import characters
+from lightning_meta.sources import characters as omniglot
 from tests.conftest import arguments
 
 pytestmark = [
@@ -60,7 +60,7 @@ def alphabets(layout, drawings=20):
     def alphabet(first, characters):
         numbers = list(range(first, first + characters))
         images = [torch.stack([picture(number, drawing) for drawing in range(drawings)]) for number in numbers]
-        return characters.Alphabet(torch.stack(images), numbers)
+        return omniglot.Alphabet(torch.stack(images), numbers)
 
     return {name: alphabet(*place) for name, place in layout.items()}
 
@@ -77,14 +77,14 @@ def sources(monkeypatch, sets):
     def fail(*_):
         raise AssertionError("a test wants to download")
 
-    monkeypatch.setattr(characters, "has_omniglot", lambda root: root == "omniglot")
-    monkeypatch.setattr(characters, "omniglot", lambda root, evaluation: sets[evaluation])
-    monkeypatch.setattr(characters, "font_alphabets", lambda: ({"Lisu": sets[0]["Armenian"]} | sets[0], sets[1]))
-    monkeypatch.setattr(characters, "download_omniglot", fail)
+    monkeypatch.setattr(omniglot, "has_omniglot", lambda root: root == "omniglot")
+    monkeypatch.setattr(omniglot, "omniglot", lambda root, evaluation: sets[evaluation])
+    monkeypatch.setattr(omniglot, "font_alphabets", lambda: ({"Lisu": sets[0]["Armenian"]} | sets[0], sets[1]))
+    monkeypatch.setattr(omniglot, "download_omniglot", fail)
 
 
 def data_of(stage="fit", rank=0, world_size=1, precision=None, **options):
-    data = OneShotCharacters(**{"root": "omniglot", "ways": 4, "batch_size": 2} | options)
+    data = OneShotDataModule(**{"root": "omniglot", "ways": 4, "batch_size": 2} | options)
     plugin = precision or Precision()
     data.trainer = SimpleNamespace(
         training=stage == "fit", global_rank=rank, world_size=world_size, precision_plugin=plugin
@@ -258,7 +258,7 @@ def numbers_in(batches):
 
 @pytest.mark.parametrize("within_alphabet", [True, False])
 @pytest.mark.parametrize("source", ["omniglot", "fonts"])
-@pytest.mark.filterwarnings("ignore:no Omniglot in fonts")
+@pytest.mark.filterwarnings("ignore:Omniglot not found in fonts")
 @pytest.mark.filterwarnings("ignore:too small for some")
 def test_no_pair_of_a_test_alphabet_is_ever_trained_on(within_alphabet, source):
     data = data_of("test", root=source, within_alphabet=within_alphabet, test_episodes=100)
@@ -299,12 +299,12 @@ def test_characters_by_number_are_never_in_both(sets):
 
 @pytest.mark.parametrize("source", ["auto", "stand-in"])
 def test_the_fonts_have_no_such_numbers(source):
-    with pytest.raises(InputError, match=r"vinyals goes by Omniglot's numbers.* in nowhere/omniglot-py.* choose lake"):
+    with pytest.raises(InputError, match=r"Omniglot is not in nowhere/omniglot-py.* choose lake"):
         data_of(root="nowhere", source=source, split="vinyals")
 
 
 def test_where_the_characters_come_from_is_said():
-    with pytest.warns(UserWarning, match=r"no Omniglot in nowhere/omniglot-py: .* a stand-in for Omniglot"):
+    with pytest.warns(UserWarning, match=r"Omniglot not found in nowhere/omniglot-py: .* a stand-in for Omniglot"):
         data = data_of(root="nowhere")
     assert "stand-in" in data.data_name
     assert "stand-in" in data.hparams.data_name
@@ -320,9 +320,9 @@ def test_only_what_is_missing_is_downloaded(monkeypatch):
         asked.append(root)
         raise InputError("Omniglot could not be downloaded")
 
-    monkeypatch.setattr(characters, "download_omniglot", fails)
+    monkeypatch.setattr(omniglot, "download_omniglot", fails)
     for options in ({"root": "omniglot"}, {"download": False}, {"source": "stand-in"}, {}, {"source": "paper"}):
-        OneShotCharacters(**{"root": "nowhere"} | options).prepare_data()
+        OneShotDataModule(**{"root": "nowhere"} | options).prepare_data()
     assert asked == ["nowhere", "nowhere"]
 
 
@@ -380,7 +380,7 @@ def test_a_test_alphabet_is_never_passed_over():
 )
 def test_cases_that_cannot_be(options, message):
     with pytest.raises(InputError, match=message):
-        OneShotCharacters(tests={"mine": options})
+        OneShotDataModule(tests={"mine": options})
 
 
 def test_each_case_has_its_episodes():
@@ -419,7 +419,7 @@ def runs():
     for run in range(3):
         answers, numbers = torch.randperm(5, generator=random), range(1196 + run, 1201 + run)
         training = torch.stack([picture(number, run) for number in numbers])
-        made.append(characters.Run(training, torch.stack([picture(numbers[a], run + 10) for a in answers]), answers))
+        made.append(omniglot.Run(training, torch.stack([picture(numbers[a], run + 10) for a in answers]), answers))
     return made
 
 
@@ -434,7 +434,7 @@ def test_the_official_runs_are_episodes():
 
 
 def test_the_official_runs_are_a_case_where_omniglot_is(monkeypatch):
-    monkeypatch.setattr(characters, "one_shot_runs", lambda root: runs())
+    monkeypatch.setattr(omniglot, "one_shot_runs", lambda root: runs())
     options = {"tests": {"Lake's": {"official_runs": True, "choose": "class"}}, "test_episodes": 4, "rotations": True}
     data = data_of("test", **options)
     first, lakes = (pictured(data, loader) for loader in data.test_dataloader())
@@ -554,7 +554,7 @@ def test_episodes_have_names_where_there_are_no_own_alphabets():
     assert names.queries == [f"of class {label}" for label in batches[0].labels[0].tolist()]
 
 
-@pytest.mark.filterwarnings("ignore:no Omniglot in")
+@pytest.mark.filterwarnings("ignore:Omniglot not found in")
 @pytest.mark.filterwarnings("ignore:too small for some")
 def test_own_alphabets_are_answered_on_the_command_line(tmp_path, own, capsys):
     main(["fit", *arguments("learnet_omniglot", tmp_path, "--trainer.max_steps=1", "--trainer.val_check_interval=1")])
@@ -581,7 +581,7 @@ def test_own_alphabets_are_answered_on_the_command_line(tmp_path, own, capsys):
 
 def test_the_real_omniglot_and_its_runs(real_data, monkeypatch):
     monkeypatch.undo()
-    data = OneShotCharacters(
+    data = OneShotDataModule(
         root=str(real_data), source="paper", tests={"runs": {"official_runs": True, "choose": "class"}}
     )
     data.trainer = SimpleNamespace(training=False, global_rank=0, world_size=1, precision_plugin=Precision())
@@ -605,7 +605,7 @@ def test_the_real_omniglot_and_its_runs(real_data, monkeypatch):
         for k, drawings in enumerate(images)
         for image in drawings
     }
-    for run, answers in zip(characters.one_shot_runs(real_data), data.sets["test/runs"].answers, strict=True):
+    for run, answers in zip(omniglot.one_shot_runs(real_data), data.sets["test/runs"].answers, strict=True):
         training = [place[image.numpy().tobytes()] for image in run.training]
         assert len({name for name, _ in training}) == 1
         assert [place[image.numpy().tobytes()] for image in run.test] == [training[a] for a in answers]

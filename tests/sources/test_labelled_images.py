@@ -3,20 +3,20 @@ import torch
 from PIL import Image
 
 from lightning_meta.errors import InputError
+from lightning_meta.hypernetworks.classification_data import CIFAR10DataModule, MNISTDataModule
+from lightning_meta.learned_optimizers.learning_to_learn_data import DigitProblemsDataModule, ImageProblemsDataModule
 from lightning_meta.sources import cifar, digits
-from lightning_meta.sources.labelled_images import (
-    fetch_cifar10,
-    fetch_digits,
-    own_pictures,
-    read_cifar10,
-    read_digits,
-)
+from lightning_meta.sources.labelled_images import own_images
 
 KINDS = {
-    "MNIST": (fetch_digits, read_digits, digits, "mnist", (1, 28, 28)),
-    "CIFAR-10": (fetch_cifar10, read_cifar10, cifar, "cifar10", (3, 32, 32)),
+    "MNIST": (MNISTDataModule, DigitProblemsDataModule, digits, "mnist", (1, 28, 28)),
+    "CIFAR-10": (CIFAR10DataModule, ImageProblemsDataModule, cifar, "cifar10", (3, 32, 32)),
 }
-KIND = pytest.mark.parametrize("kind", KINDS)
+KIND = pytest.mark.parametrize(("kind", "which"), [(kind, which) for kind in KINDS for which in (0, 1)])
+
+
+def module(kind, which, root, source, pictures=None, download=True):
+    return KINDS[kind][which](root=str(root), source=source, pictures=pictures, download=download)
 
 
 def paint(folder, classes, count, first=0):
@@ -28,10 +28,10 @@ def paint(folder, classes, count, first=0):
 
 
 @KIND
-def test_stand_ins_say_so(kind, tmp_path):
-    _, read, _, _, shape = KINDS[kind]
-    with pytest.warns(UserWarning, match=f"no {kind} in {tmp_path}"):
-        found = read(str(tmp_path), "auto", None)
+def test_stand_ins_say_so(kind, which, tmp_path):
+    *_, shape = KINDS[kind]
+    with pytest.warns(UserWarning, match=f"{kind} not found in {tmp_path}"):
+        found = module(kind, which, tmp_path, "auto").read()
     assert "stand-in" in found.name
     assert kind in found.name
     assert found.images.shape[1:] == found.test_images.shape[1:] == shape
@@ -40,17 +40,18 @@ def test_stand_ins_say_so(kind, tmp_path):
     assert len(found.labels) == len(found.images)
     assert set(found.test_labels.tolist()) == set(range(10))
     with pytest.raises(InputError, match=kind):
-        read(str(tmp_path), "paper", None)
+        module(kind, which, tmp_path, "paper").read()
 
 
 @KIND
-def test_what_is_there_is_taken(kind, tmp_path, monkeypatch):
-    _, read, source, name, shape = KINDS[kind]
+def test_what_is_there_is_taken(kind, which, tmp_path, monkeypatch):
+    _, _, source, name, shape = KINDS[kind]
     pictures = torch.zeros(4, *shape[kind == "MNIST" :], dtype=torch.uint8)
     monkeypatch.setattr(source, f"has_{name}", lambda root: True)
     monkeypatch.setattr(source, name, lambda root, train: (pictures + train, torch.full((4,), int(train))))
-    found = read(str(tmp_path), "auto", None)
-    assert found.name == kind
+    data = module(kind, which, tmp_path, "auto")
+    found = data.read()
+    assert found.name == data.data_name == kind
     assert found.images.shape == (4, *shape)
     assert found.images.all()
     assert not found.test_images.any()
@@ -59,8 +60,8 @@ def test_what_is_there_is_taken(kind, tmp_path, monkeypatch):
 
 
 @KIND
-def test_downloads_only_what_is_wanted(kind, tmp_path, monkeypatch):
-    fetch, _, source, name, _ = KINDS[kind]
+def test_downloads_only_what_is_wanted(kind, which, tmp_path, monkeypatch):
+    _, _, source, name, _ = KINDS[kind]
     fetched = []
 
     def download(root):
@@ -68,15 +69,15 @@ def test_downloads_only_what_is_wanted(kind, tmp_path, monkeypatch):
         raise InputError("no network")
 
     monkeypatch.setattr(source, f"download_{name}", download)
-    fetch(str(tmp_path), "auto", False, None)
-    fetch(str(tmp_path), "stand-in", True, None)
-    fetch(str(tmp_path), "auto", True, "pictures")
+    module(kind, which, tmp_path, "auto", download=False).prepare_data()
+    module(kind, which, tmp_path, "stand-in").prepare_data()
+    module(kind, which, tmp_path, "auto", "pictures").prepare_data()
     assert not fetched
-    fetch(str(tmp_path), "auto", True, None)
-    fetch(str(tmp_path), "paper", True, None)
+    module(kind, which, tmp_path, "auto").prepare_data()
+    module(kind, which, tmp_path, "paper").prepare_data()
     assert fetched == [str(tmp_path)] * 2
     monkeypatch.setattr(source, f"has_{name}", lambda root: True)
-    fetch(str(tmp_path), "paper", True, None)
+    module(kind, which, tmp_path, "paper").prepare_data()
     assert len(fetched) == 2
 
 
@@ -87,20 +88,20 @@ def seen(images):
 
 def test_own_pictures_without_a_test_folder(tmp_path):
     paint(tmp_path, 2, 9)
-    images, labels, test, test_labels, *_ = own_pictures(str(tmp_path), 8)
+    images, labels, test, test_labels, *_ = own_images(str(tmp_path), 8)
     assert images.shape == (15, 3, 8, 8)
     assert test.shape == (3, 3, 8, 8)
     numbers = seen(images) + seen(test)
     assert sorted(numbers) == [*range(9), *range(20, 29)]
     assert numbers != sorted(numbers), "shuffled"
     assert [n // 20 for n in numbers] == [*labels.tolist(), *test_labels.tolist()]
-    assert torch.equal(own_pictures(str(tmp_path), 8)[0], images)
+    assert torch.equal(own_images(str(tmp_path), 8)[0], images)
 
 
 def test_own_pictures_with_train_and_test_folders(tmp_path):
     paint(tmp_path / "train", 3, 4)
     paint(tmp_path / "test", 3, 2, first=100)
-    images, labels, test, test_labels, *_ = own_pictures(str(tmp_path), 8)
+    images, labels, test, test_labels, *_ = own_images(str(tmp_path), 8)
     assert sorted(seen(images)) == [*range(4), *range(20, 24), *range(40, 44)]
     assert [n // 20 for n in seen(images)] == labels.tolist()
     assert sorted(seen(test)) == [100, 101, 120, 121, 140, 141]
@@ -111,20 +112,20 @@ def test_own_pictures_with_train_and_test_folders(tmp_path):
 def test_own_pictures_that_cannot_be_used(tmp_path):
     paint(tmp_path / "few", 2, 3)
     with pytest.raises(InputError, match="too few"):
-        own_pictures(str(tmp_path / "few"), 8)
+        own_images(str(tmp_path / "few"), 8)
     paint(tmp_path / "differ" / "train", 3, 4)
     paint(tmp_path / "differ" / "test", 2, 4)
     with pytest.raises(InputError, match="train and test differ"):
-        own_pictures(str(tmp_path / "differ"), 8)
+        own_images(str(tmp_path / "differ"), 8)
     with pytest.raises(InputError, match="none"):
-        own_pictures(str(tmp_path / "none"), 8)
+        own_images(str(tmp_path / "none"), 8)
 
 
 @KIND
-def test_own_pictures_in_the_place_of_a_data_set(kind, tmp_path):
-    _, read, _, _, shape = KINDS[kind]
+def test_own_pictures_in_the_place_of_a_data_set(kind, which, tmp_path):
+    *_, shape = KINDS[kind]
     paint(tmp_path / "own", 2, 9)
-    found = read("nowhere", "paper", str(tmp_path / "own"))
+    found = module(kind, which, "nowhere", "paper", str(tmp_path / "own")).read()
     assert found.classes == ["class 0", "class 1"]
     assert found.name == f"pictures of own, {shape[1]}x{shape[2]}" + " in grey" * (kind == "MNIST")
     assert found.images.shape == (15, *shape)
