@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from lightning_meta.cli import main
 from lightning_meta.command_options import Integers, OptionParser, one_line
-from lightning_meta.learnets.tracking_data import TrackingVideos
+from lightning_meta.learnets.tracking_data import TrackingDataModule
 from tests.conftest import ROOT, arguments
 
 LISTS = {"Numbers": [1.0, 2.0, 3.0], "Integers": [1, 2, 3]}
@@ -34,7 +34,7 @@ def parser():
 
 
 def parsed(value):
-    return parser().parse_args([f"--data={TrackingVideos.__module__}.TrackingVideos", f"--data.box={value}"])
+    return parser().parse_args([f"--data={TrackingDataModule.__module__}.TrackingVideos", f"--data.box={value}"])
 
 
 def test_every_list_of_numbers_is_read_without_brackets():
@@ -117,7 +117,7 @@ def test_an_experiment_takes_a_list_without_brackets(tmp_path, capsys):
 )
 def test_other_wrong_options_are_one_line(option, line, capsys):
     with pytest.raises(SystemExit) as stop:
-        parser().parse_args([f"--data={TrackingVideos.__module__}.TrackingVideos", option])
+        parser().parse_args([f"--data={TrackingDataModule.__module__}.TrackingVideos", option])
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {line}\n"
 

@@ -20,9 +20,9 @@ from lightning_meta.learned_optimizers import LearnedOptimizer
 from lightning_meta.learned_optimizers.baselines import descend
 from lightning_meta.learned_optimizers.layers import LearnedRule
 from lightning_meta.learned_optimizers.learning_to_learn import LearningToLearn
-from lightning_meta.learned_optimizers.learning_to_learn_data import DigitProblems, QuadraticProblems
+from lightning_meta.learned_optimizers.learning_to_learn_data import DigitProblemsDataModule, QuadraticDataModule
 from lightning_meta.learned_optimizers.optimizer import OPTIONS, WEIGHTS, read_rule, write_rule
-from lightning_meta.learned_optimizers.style_data import StyleProblems
+from lightning_meta.learned_optimizers.style_data import StyleDataModule
 from lightning_meta.learned_optimizers.unroll import optimize
 
 SHIPPED = sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))
@@ -625,17 +625,17 @@ def test_every_shipped_rule_is_held_to_its_card():
 
 
 def test_the_shipped_rule_for_quadratics_is_ahead():
-    losses = final_losses("l2l_quadratic", QuadraticProblems(), 128, 100)
+    losses = final_losses("l2l_quadratic", QuadraticDataModule(), 128, 100)
     assert losses.pop("learned") < 0.7 * min(losses.values())  # measured: 0.190, Adam 0.317
 
 
 def test_the_shipped_rule_for_digits_is_ahead():
-    losses = final_losses("l2l_mnist", DigitProblems(source="stand-in"), 2, 100)
+    losses = final_losses("l2l_mnist", DigitProblemsDataModule(source="stand-in"), 2, 100)
     assert losses.pop("learned") < 0.5 * min(losses.values())  # measured: 0.0023, Adam 0.041
 
 
 def test_the_shipped_rule_for_pictures_is_level_with_adam(real_data):
-    losses = final_losses("l2l_style", StyleProblems(root=str(real_data), source="auto", download=False), 2, 64)
+    losses = final_losses("l2l_style", StyleDataModule(root=str(real_data), source="auto", download=False), 2, 64)
     learned, adam = losses.pop("learned"), losses.pop("Adam")
     assert learned < 1.1 * adam  # measured: 1.166, Adam 1.148, RMSprop 1.440
     assert learned < 0.9 * min(losses.values())
