@@ -34,7 +34,7 @@ def parser():
 
 
 def parsed(value):
-    return parser().parse_args([f"--data={TrackingDataModule.__module__}.TrackingVideos", f"--data.box={value}"])
+    return parser().parse_args([f"--data={TrackingDataModule.__module__}.TrackingDataModule", f"--data.box={value}"])
 
 
 def test_every_list_of_numbers_is_read_without_brackets():
@@ -117,7 +117,7 @@ def test_an_experiment_takes_a_list_without_brackets(tmp_path, capsys):
 )
 def test_other_wrong_options_are_one_line(option, line, capsys):
     with pytest.raises(SystemExit) as stop:
-        parser().parse_args([f"--data={TrackingDataModule.__module__}.TrackingVideos", option])
+        parser().parse_args([f"--data={TrackingDataModule.__module__}.TrackingDataModule", option])
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {line}\n"
 
