@@ -6,13 +6,13 @@ Shapes: B samples, A angles, H rows, W columns, K x K = 9 x 9 taps; one grey cha
 import math
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_meta.drawing.sheets import picture_sheet
 from lightning_meta.dynamic_filters.frame_scores import squared_error
 from lightning_meta.dynamic_filters.layers import dynamic_convolution
 from lightning_meta.dynamic_filters.steerable_data import Patches
+from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, cosine, halved
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean, Values
@@ -74,7 +74,7 @@ class FilterGenerator(nn.Module):
         return taps.to(torch.promote_types(taps.dtype, torch.float32)).unflatten(1, (K, K))
 
 
-class SteerableFilters(LightningModule):
+class SteerableFilters(Experiment):
     """Trains a ``FilterGenerator`` on pictures, angles and filtered pictures; it never sees the true filter.
 
     Args:
@@ -137,9 +137,7 @@ class SteerableFilters(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         for name, metric in self.scores.items():
-            values = metric.compute()
-            self.log(f"test/squared_error/{name}", values.mean())
-            self.log(f"test/squared_error/{name}/interval", 1.96 * values.std() / len(values) ** 0.5)
+            self.log_mean(f"test/squared_error/{name}", metric.compute())
         for name, value in self.filter_errors().items():
             self.log(f"test/filter_error/{name}", value, sync_dist=True)
         self.measure, *self.further_measures = (

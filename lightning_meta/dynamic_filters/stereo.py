@@ -6,7 +6,6 @@ Shapes: B pairs, H rows, W columns, K horizontal taps; one grey channel.
 import math
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_meta.drawing.sheets import picture_sheet
@@ -15,6 +14,7 @@ from lightning_meta.dynamic_filters.layers import expected_displacement
 from lightning_meta.dynamic_filters.networks import Convolution, FilteredImage, convolutions, decoder, initialise
 from lightning_meta.dynamic_filters.stereo_data import SIZE, Pairs
 from lightning_meta.errors import InputError
+from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, cosine, halved
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean, Values
@@ -105,7 +105,7 @@ def block_matching(left: Tensor, right: Tensor) -> Tensor:
     return torch.from_numpy(found)[None].to(right)
 
 
-class StereoPrediction(LightningModule):
+class StereoPrediction(Experiment):
     """Trains a ``ViewPredictor`` on pairs of views; it never sees a disparity.
 
     Args:
@@ -212,10 +212,10 @@ class StereoPrediction(LightningModule):
             ]
         for _, _, log, metrics in measures:
             for name, metric in metrics.items():
-                values = metric.compute()
-                self.log(f"test/{log}/{name}", values.mean())
                 if isinstance(metric, Values):
-                    self.log(f"test/{log}/{name}/interval", 1.96 * values.std() / len(values) ** 0.5)
+                    self.log_mean(f"test/{log}/{name}", metric.compute())
+                else:
+                    self.log(f"test/{log}/{name}", metric.compute())
         self.measure, *self.further_measures = (
             Measure(name, unit, f"test/{log}/model", {other: f"test/{log}/{other}" for other in list(metrics)[1:]})
             for name, unit, log, metrics in measures

@@ -6,7 +6,6 @@ Shapes: B sequences, T frames, H rows, W columns, K*K taps; one grey channel.
 from typing import Literal, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_meta.drawing.sheets import film_strip
@@ -17,6 +16,7 @@ from lightning_meta.dynamic_filters.layers import expected_displacement
 from lightning_meta.dynamic_filters.moving_mnist_data import SIZE, Clips
 from lightning_meta.dynamic_filters.networks import Convolution, FilteredImage, convolutions, decoder, initialise
 from lightning_meta.errors import InputError
+from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, cosine, halved
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean
@@ -166,7 +166,7 @@ class FramePredictor(nn.Module):
         return torch.stack(predictions, 1) if predictions else frames[:, :0], first_filters, (hidden, recent)
 
 
-class VideoPrediction(LightningModule):
+class VideoPrediction(Experiment):
     """Trains a ``FramePredictor`` to go on with a video for as long as a segment of ``MetaSchedule`` reaches.
 
     From its first prediction on it reads its own frames; gradients run through all of them; there is no loss on the
@@ -217,7 +217,6 @@ class VideoPrediction(LightningModule):
             )
         self.measure = _measure(loss, *UNITS[loss])
         self.further_measures = tuple(_measure(score, *unit) for score, unit in SCORES.items()) + flow_head.MEASURES
-        self.carry: FrameState | None = None
         names = [f"{who}{score}" for who in ("", *BASELINES.values()) for score in (loss, *SCORES)]
         names += ["flow_error", "flow_error_no_motion", "flow_head", "flow_head_fresh"]
         self.means = nn.ModuleDict({name: Mean() for name in names})

@@ -7,13 +7,13 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.classification_data import Pictures
 from lightning_meta.hypernetworks.figures import answer_sheet, kernel_grid
 from lightning_meta.hypernetworks.networks import DigitNetwork, FullyConnectedNetwork, WideResNet, l2
+from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, cosine, piecewise
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean, Values
@@ -21,7 +21,7 @@ from lightning_meta.running.metrics import Mean, Values
 SHOWN = 100  # pictures of a sheet, at most
 
 
-class PictureClassification(LightningModule):
+class PictureClassification(Experiment):
     """Trains a network and what writes its kernels, or its plain twin that learns them itself.
 
     Args:
@@ -139,9 +139,7 @@ class PictureClassification(LightningModule):
         names = {"model": "model", "linear": "linear classifier"}
         for i, measure in enumerate(("error", "cross_entropy")):
             for name, metric in self.scores.items():
-                values = metric.compute()[:, i]
-                self.log(f"test/{measure}/{names[name]}", values.mean())
-                self.log(f"test/{measure}/{names[name]}/interval", 1.96 * values.std() / len(values) ** 0.5)
+                self.log_mean(f"test/{measure}/{names[name]}", metric.compute()[:, i])
             self.log(f"test/{measure}/chance", (100 - 100 / classes, math.log(classes))[i])
             self.log(f"test/{measure}/chance/interval", 0.0)
         self.measure, *self.further_measures = (

@@ -6,7 +6,6 @@ Letters: B sequences, T steps, M components of a mixture, H hidden units.
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_meta.command_options import Numbers
@@ -18,6 +17,7 @@ from lightning_meta.hypernetworks.recurrent import Network, recurrent_network, w
 from lightning_meta.hypernetworks.stroke_baselines import last_offset, one_mixture
 from lightning_meta.hypernetworks.stroke_data import Points, Prime
 from lightning_meta.hypernetworks.trace_figures import annotated_line, histogram
+from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, constant, cosine
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean, Values
@@ -49,7 +49,7 @@ class PointPredictor(nn.Module):
         return Mixture.of(self.output(F.dropout(h, self.dropout, self.training))), state
 
 
-class Handwriting(LightningModule):
+class Handwriting(Experiment):
     """Trains a recurrent network to foretell where the pen goes next.
 
     Offsets are divided by their standard deviations, which are part of the checkpoints; a log-loss in nats is that of
@@ -124,7 +124,6 @@ class Handwriting(LightningModule):
         except ValueError as error:
             raise InputError(f"model: {error}") from error
         self.register_buffer("scale", torch.ones(2))
-        self.carry: State | None = None
         self.val_loss = Mean()
         self.test_losses = nn.ModuleDict(
             {n: Values() for n in ("log_loss", "log_loss_one_mixture", "log_loss_last_offset")}
@@ -179,9 +178,7 @@ class Handwriting(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         for name, metric in self.test_losses.items():
-            losses = metric.compute()
-            self.log(f"test/{name}", losses.mean())
-            self.log(f"test/{name}/interval", 1.96 * losses.std() / len(losses) ** 0.5)
+            self.log_mean(f"test/{name}", metric.compute())
             metric.reset()
 
     def write(

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -17,6 +16,7 @@ from lightning_meta.hypernetworks.layers import HyperLSTM
 from lightning_meta.hypernetworks.recurrent import Network, recurrent_network, weight_changes, written_scales
 from lightning_meta.hypernetworks.text_data import Lines, Prompt
 from lightning_meta.hypernetworks.trace_figures import annotated_text, histogram
+from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, constant, cosine
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean
@@ -60,7 +60,7 @@ class Trace(NamedTuple):
     changes: Tensor | None  # (n, Y): by how much its weights W_h changed; None: they are fixed
 
 
-class LanguageModel(LightningModule):
+class LanguageModel(Experiment):
     """Trains a recurrent network to predict the next symbol of a text, on and on.
 
     The symbols that it knows are those of the text that it is first trained on; they are part of its checkpoints.
@@ -125,7 +125,6 @@ class LanguageModel(LightningModule):
         except ValueError as error:
             raise InputError(f"model: {error}") from error
         self.register_buffer("vocabulary", torch.full((symbols,), NO_SYMBOL))  # sorted
-        self.carry: State | None = None
         self.bits = nn.ModuleDict({name: Mean() for name in ("val", "test", "dynamic")})
 
     def configure_optimizers(self):

@@ -6,7 +6,6 @@ Letters as in ``translator.py``: B sentences, S pieces of a source sentence, T o
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics.text import SacreBLEUScore
@@ -16,6 +15,7 @@ from lightning_meta.hypernetworks.recurrent import Network
 from lightning_meta.hypernetworks.translation_data import Sentences, dictionary, padded, spread, unigram_nats
 from lightning_meta.hypernetworks.translation_figures import attention_picture
 from lightning_meta.hypernetworks.translator import Hypotheses, Translator
+from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, constant, cosine
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import PRECISE, Mean
@@ -34,7 +34,7 @@ class Translated(NamedTuple):
     attention: Tensor  # (T, S)
 
 
-class Translation(LightningModule):
+class Translation(Experiment):
     """Trains a translator on pairs of sentences.
 
     The word pieces that it knows are learned from the sentences that it is first trained on, and are part of its

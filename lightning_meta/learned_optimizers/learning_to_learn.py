@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
@@ -29,6 +28,7 @@ from lightning_meta.learned_optimizers.unroll import (
     second_order_loss,
     unroll,
 )
+from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, constant, cosine
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean, Values
@@ -36,7 +36,7 @@ from lightning_meta.running.metrics import Mean, Values
 OURS = "learned optimizer"
 
 
-class LearningToLearn(LightningModule):
+class LearningToLearn(Experiment):
     """Trains a recurrent network to be an optimizer: segments of ``MetaSchedule`` are chunks of an inner optimization.
 
     An outer step runs the chunk, takes the sum of its losses, and changes the network so that they would have been
@@ -106,7 +106,6 @@ class LearningToLearn(LightningModule):
             averaging_cells=averaging_cells,
         )
         # theta, the rule's state, and the teacher's where there is one: what a chunk leaves to the next
-        self.carry: dict[str, Any] | None = None
         # NaNs count: left out, as torchmetrics does by default, they would make a rule that diverges look better
         self.final_loss, self.summed_loss = (Mean() for _ in range(2))
         self.rates: dict[str, dict[str, float]] = {}  # of each test case, the rate that each baseline got
@@ -234,9 +233,10 @@ class LearningToLearn(LightningModule):
     def _measure(self, name: str, values: dict[str, Tensor], statistic: Any = torch.Tensor.mean) -> Measure:
         """Logs a statistic of the problems' values (problems,), ours first, and the means' 95 % intervals."""
         for rule, value in values.items():
-            self.log(f"test/{name}/{rule}", statistic(value))
-            if statistic is torch.Tensor.mean and len(value) > 1:
-                self.log(f"test/{name}/{rule}/interval", 1.96 * value.std() / len(value) ** 0.5)
+            if statistic is torch.Tensor.mean:
+                self.log_mean(f"test/{name}/{rule}", value)
+            else:
+                self.log(f"test/{name}/{rule}", statistic(value))
         ours, *others = values
         return Measure(
             name, self.trainer.datamodule.unit, f"test/{name}/{ours}", {r: f"test/{name}/{r}" for r in others}

@@ -9,13 +9,13 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_meta.learnets.figures import answer_sheet, response_sheet
 from lightning_meta.learnets.layers import FactorisedConv2d, begin_as_filters, depthwise_conv2d, filter_variation
 from lightning_meta.learnets.one_shot_data import Episodes
 from lightning_meta.nn.batch_norm import BatchNorm2d
+from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, cosine, exponential
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean, Values
@@ -237,7 +237,7 @@ def episode_softmax(scores: Tensor, same: Tensor) -> Tensor:
     return sum(-(target * scores.log_softmax(d)).sum(d).div(target.sum(d).clamp(min=1)).mean() / 2 for d in (1, 2))
 
 
-class OneShotRecognition(LightningModule):
+class OneShotRecognition(Experiment):
     """Trains a network to tell from one example which pictures show the same character.
 
     Args:
@@ -321,9 +321,7 @@ class OneShotRecognition(LightningModule):
         measures = []
         for case, metrics in self.errors.items():
             for rule, metric in metrics.items():
-                errors = metric.compute()
-                self.log(f"test/{case}/{rule}", errors.mean())
-                self.log(f"test/{case}/{rule}/interval", 1.96 * errors.std() / len(errors) ** 0.5)
+                self.log_mean(f"test/{case}/{rule}", metric.compute())
             baselines = {rule: f"test/{case}/{rule}" for rule in metrics if rule != "model"}
             measures.append(Measure(case, "error, %", f"test/{case}/model", baselines))
         self.measure, *self.further_measures = measures

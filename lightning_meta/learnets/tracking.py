@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_meta.learnets.layers import filter_variation
@@ -35,6 +34,7 @@ from lightning_meta.learnets.tracker import (
 )
 from lightning_meta.learnets.tracking_data import Triplets
 from lightning_meta.learnets.tracking_figures import triplet_sheet, with_boxes
+from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, exponential
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean, Values
@@ -50,7 +50,7 @@ class SequenceResult(NamedTuple):
     precision: float  # and at 20 pixels
 
 
-class LearnetTracking(LightningModule):
+class LearnetTracking(Experiment):
     """Trains a ``SiameseNetwork`` to find an exemplar's object in a search, and tests it as a tracker.
 
     Args:

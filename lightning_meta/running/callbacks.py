@@ -32,7 +32,7 @@ class Record(Callback):
         measured = recorded(pl_module.measure, trainer.callback_metrics)
         further = [
             recorded(measure, trainer.callback_metrics)
-            for measure in getattr(pl_module, "further_measures", ())
+            for measure in pl_module.further_measures
             if measure.metric in trainer.callback_metrics
         ]
         record = {

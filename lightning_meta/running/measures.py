@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from scipy.special import stdtrit
 from torch import Tensor
 
 
@@ -17,6 +18,18 @@ class Measure(NamedTuple):
     unit: str
     metric: str
     baselines: dict[str, str]
+
+
+def half_interval(values: Tensor) -> Tensor:
+    """Half the width of the 95 % confidence interval of a mean, by Student's t.
+
+    Args:
+        values: (N,), N > 1, one value for each independent sample.
+
+    >>> half_interval(torch.tensor([1.0, 2.0, 3.0]))
+    tensor(2.4841)
+    """
+    return float(stdtrit(len(values) - 1, 0.975)) * values.std() / len(values) ** 0.5
 
 
 def recorded(measure: Measure, metrics: dict[str, Tensor]) -> dict[str, Any]:

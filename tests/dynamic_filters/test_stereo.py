@@ -188,7 +188,7 @@ def test_the_test_scores_a_model_its_baselines_and_its_disparities():
     for name, prediction in (("model", right), ("copy the left view", batch.left), ("mean view", mean_view)):
         errors = (prediction - batch.right).square().sum((1, 2, 3))[scored]
         assert metrics[f"test/squared_error/{name}"] == pytest.approx(errors.mean().item(), rel=1e-5)
-        interval = 1.96 * errors.std().item() / 2
+        interval = 3.1824 * errors.std().item() / 2  # the 97.5 % quantile of t with 3 degrees of freedom
         assert metrics[f"test/squared_error/{name}/interval"] == pytest.approx(interval, rel=1e-4)
     known = batch.disparity.isfinite()
     assert known.sum() == 4 * 256 - 160

@@ -448,7 +448,7 @@ def test_a_result_is_the_mean_of_all_episodes_with_its_interval(tmp_path, greys)
     deviation = math.sqrt(sum((error - mean) ** 2 for error in errors) / 29)
     assert deviation > 1
     assert results[f"test/{first}/model"] == pytest.approx(mean, rel=1e-4)
-    assert results[f"test/{first}/model/interval"] == pytest.approx(1.96 * deviation / math.sqrt(30), rel=1e-4)
+    assert results[f"test/{first}/model/interval"] == pytest.approx(2.0452 * deviation / math.sqrt(30), rel=1e-4)
 
 
 def test_training_knows_which_pairs_are_of_one_class(monkeypatch):
