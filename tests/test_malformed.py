@@ -1478,8 +1478,6 @@ def zipped_arrays(**arrays: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-
-
 def flipped(seed: int) -> Callable[[Path], None]:
     """Flips bits of one to four bytes."""
 
