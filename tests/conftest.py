@@ -33,6 +33,11 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if chosen else min(os.cpu_count(), 4)
 
 
+def pytest_make_parametrize_id(config, val, argname):
+    """Bytes are named by their argument: packed ones hold the time, and all workers must have the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):
     torch.set_num_threads(1)

@@ -40,8 +40,9 @@ def _rank() -> int:
 
 
 def lost_worker(error: BaseException) -> bool:
-    """Whether torch says that a process of a data loader died; it says so wherever the main process happens to be."""
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+    """Whether a process of a data loader died: torch says so, or the batch that it was handing over was cut off."""
+    said = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+    return said or isinstance(error, ConnectionResetError)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -40,6 +40,7 @@ def test_the_exported_program_gives_the_same_frames_without_this_package(forecas
     torch.testing.assert_close(torch.load(tmp_path / "found.pt").detach(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_onnx_gives_the_same_frames(forecaster, tmp_path):
     import onnxruntime
 

@@ -177,7 +177,7 @@ def slow_search(model, source, longest, beam, alpha, beta):
     return max(finished)
 
 
-@pytest.mark.parametrize("beam", [2, 3])
+@pytest.mark.parametrize("beam", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_batched_search_is_the_slow_one(beam):
     model = translator("hyper_lstm", encoder_layers=3, decoder_layers=3)
     source, longest = sentences(3, 6, 2), torch.tensor([6, 5, 6])

@@ -310,7 +310,7 @@ def test_rules_are_compared_from_the_same_points(tmp_path):
     assert torch.equal(compared[module.OURS][0], run.losses)
     logged = trainer.callback_metrics
     ours = [value for name, value in logged.items() if name.endswith(f"last loss/{module.OURS}")]
-    torch.testing.assert_close(ours[0], run.losses[-1].mean())
+    torch.testing.assert_close(ours[0], run.losses[-1].double().mean())
 
 
 def test_the_record_holds_every_case_with_intervals_and_its_figure(tmp_path):

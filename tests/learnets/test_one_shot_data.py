@@ -579,6 +579,7 @@ def test_own_alphabets_are_answered_on_the_command_line(tmp_path, own, capsys):
         main(["predict", *arguments("learnet_omniglot", tmp_path, f"--data.alphabets={own / 'nothing'}")])
 
 
+@pytest.mark.slow
 def test_the_real_omniglot_and_its_runs(real_data, monkeypatch):
     monkeypatch.undo()
     data = OneShotDataModule(

@@ -391,6 +391,7 @@ def test_the_fonts_are_the_same_every_time_at_any_size():
     refused(lambda: font_alphabets(size=4), "size is 4")
 
 
+@pytest.mark.slow
 def test_the_real_omniglot(real_data):
     train, test = omniglot(real_data, False), omniglot(real_data, True)
     assert (len(train), sum(len(alphabet.numbers) for alphabet in train.values())) == (30, 964)
@@ -406,6 +407,7 @@ def test_the_real_omniglot(real_data):
     assert ink.double().mean().item() / 255 == pytest.approx(0.078, abs=0.002)
 
 
+@pytest.mark.slow
 def test_the_real_runs(real_data):
     """Every picture is one of the evaluation set, and each answer is the same character by another hand."""
     characters = {}

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from lightning_meta.errors import InputError
-from lightning_meta.storage.atomic import whole
+from lightning_meta.storage.atomic import lost_worker, whole
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
@@ -31,3 +31,10 @@ def test_a_failure_leaves_the_former_file_and_no_litter(tmp_path, failure):
         fail()
     assert path.read_text() == "former"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_lost_worker_is_known_by_what_it_leaves():
+    assert lost_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
+    assert lost_worker(ConnectionResetError(104, "Connection reset by peer"))
+    assert not lost_worker(RuntimeError("out of memory"))
+    assert not lost_worker(OSError(28, "No space left on device"))
