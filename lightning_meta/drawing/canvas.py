@@ -1,4 +1,4 @@
-"""What pictures are drawn with: a page, its font and colours, and the way from tensors to images and back."""
+"""A page to draw on, its font and colours, and the conversion between tensors and Pillow images."""
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ GAP = 3  # pixels between two pictures
 
 
 def blank_page(width: int, height: int):
+    """Return a white Pillow image and a pen that draws on it."""
     from PIL import Image, ImageDraw
 
     page = Image.new("RGB", (width, height), "white")
@@ -17,6 +18,7 @@ def blank_page(width: int, height: int):
 
 
 def default_font(size: int):
+    """Return Pillow's own font, which needs no file."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
@@ -31,11 +33,13 @@ def to_image(picture: Tensor, scale: int = 1):
 
 
 def grey_image(frame: Tensor, scale: int):
-    frame = frame.detach().float().cpu().nan_to_num(0).clamp(0, 1)  # a diverged model must not stop the drawing
+    """Turn a frame (H, W), 0 black to 1 white, into a Pillow image with pixels of ``scale`` x ``scale``."""
+    frame = frame.detach().float().cpu().nan_to_num(0).clamp(0, 1)  # drawing must not fail if the model has diverged
     return to_image((frame * 255).round().to(torch.uint8), scale)
 
 
 def to_tensor(page) -> Tensor:
+    """Turn an RGB Pillow image, or an array (H, W, 3), into uint8 (3, H, W)."""
     import numpy as np
 
     return torch.from_numpy(np.array(page)).movedim(-1, 0).contiguous()

@@ -1,4 +1,4 @@
-"""Pictures and animations as files: PNG, GIF and MP4, each whole or not there."""
+"""Write pictures and animations as PNG, GIF and MP4 files, atomically."""
 
 from collections.abc import Iterable
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: pictures in TensorBoard, predictions on disk, a table and a record of the test."""
+"""Callbacks that show and save results: pictures in TensorBoard, predictions on disk, the record of a test."""
 
 import json
 from functools import partial
@@ -20,10 +20,10 @@ from lightning_meta.storage.checkpoints import read_checkpoint
 
 
 class Record(Callback):
-    """After ``test``: prints the model beside its baselines and writes ``results.json`` into the run's folder."""
+    """After ``test``, write ``results.json`` into the run's folder and print the model beside its baselines."""
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = Path(trainer.log_dir or ".")  # asks the other processes; a fast_dev_run has none
+        folder = Path(trainer.log_dir or ".")  # a collective operation; a fast_dev_run has no folder
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule
@@ -74,7 +74,7 @@ class Record(Callback):
 
 
 class TensorBoardPictures(Callback):
-    """Shows ``module.pictures(batch)``, made from the first validation batch, in TensorBoard."""
+    """Show ``module.pictures(batch)`` of the first validation batch in TensorBoard."""
 
     @rank_zero_only
     def on_validation_batch_end(
@@ -94,10 +94,10 @@ class TensorBoardPictures(Callback):
 
 
 class PredictionWriter(Callback):
-    """Writes what ``predict_step`` returns, ``{file name: content}``, into the run's ``predictions/``.
+    """Write what ``predict_step`` returns, ``{file name: content}``, into the run's ``predictions/``.
 
-    The content is uint8 (3, H, W) for ``.png``, (T, 3, H, W) for ``.gif``, pictures one after another, which need not
-    fit into memory together, for ``.mp4``, and text for ``.svg`` and ``.txt``.
+    The content is uint8 (3, H, W) for ``.png``, uint8 (T, 3, H, W) for ``.gif``, an iterable of uint8 (3, H, W) for
+    ``.mp4``, and text for ``.svg`` and ``.txt``.
     """
 
     writers = {  # noqa: RUF012 - never changed

@@ -1,4 +1,4 @@
-"""What a result was computed on: device, processor and commit."""
+"""The device, the processor and the commit that a result was computed with."""
 
 import platform
 import subprocess
@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 
 def device_name(trainer: Trainer) -> str:
-    """What the numbers were computed on, for a person."""
+    """Return the name of the device, for a person to read."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -17,7 +17,7 @@ def device_name(trainer: Trainer) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the processor's name, or its architecture if the system does not tell the name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -25,7 +25,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """The commit of this checkout, with ``+`` where files were changed since; None outside a checkout."""
+    """Return the commit of this checkout, with ``+`` if files have changed since; None outside a checkout."""
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()

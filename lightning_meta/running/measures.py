@@ -1,4 +1,4 @@
-"""What an experiment is measured by, and how its values are recorded and shown."""
+"""Measures of an experiment: their values in records and tables, and confidence intervals."""
 
 from typing import Any, NamedTuple
 
@@ -7,17 +7,16 @@ from torch import Tensor
 
 
 class Measure(NamedTuple):
-    """What an experiment is judged by: a module's attribute ``measure``, and those in ``further_measures``, if any.
+    """A measure by which a test judges a model and its baselines; lower is better for the first measure.
 
-    Further measures that a test did not log (for want of a truth to compare with) are left out of its record.
-    ``metric`` and the values of ``baselines`` are names that the test logs. Where it logs ``NAME/interval`` too, that
-    is half the width of the 95 % interval of ``NAME``.
+    A further measure that the test did not log, because there was no truth to compare with, is left out of the record.
+    If the test logs ``NAME/interval`` beside a metric ``NAME``, it is half the width of the 95 % confidence interval.
     """
 
     name: str
     unit: str
-    metric: str
-    baselines: dict[str, str]
+    metric: str  # the name under which the test logs the model's value
+    baselines: dict[str, str]  # by the baseline's name, the name under which the test logs its value
 
 
 def half_interval(values: Tensor) -> Tensor:
@@ -33,7 +32,7 @@ def half_interval(values: Tensor) -> Tensor:
 
 
 def recorded(measure: Measure, metrics: dict[str, Tensor]) -> dict[str, Any]:
-    """A measure's part of the record."""
+    """Return a measure's part of the record: its values among the logged ``metrics``."""
     names = measure.baselines.items()
     values = {
         "measure": measure.name,
@@ -48,7 +47,11 @@ def recorded(measure: Measure, metrics: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def amounts(values: dict[str, Any]) -> list[str]:
-    """A measure's value and those of its baselines for a table: four digits, and half the 95 % interval if known."""
+    """Format the values of a model and its baselines for a table: four digits, and half the 95 % interval if known.
+
+    >>> amounts({"value": 0.12345, "interval": 0.01, "baselines": {"chance": 90.0}})
+    ['0.1235 ± 0.01', '90']
+    """
     numbers = [values["value"], *values["baselines"].values()]
     intervals = values.get("baseline_intervals", {})
     halves = [values.get("interval"), *map(intervals.get, values["baselines"])]

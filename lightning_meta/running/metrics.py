@@ -16,7 +16,7 @@ class _Precise:
 
 
 class Mean(_Precise, MeanMetric):
-    """A weighted mean; NaN as soon as one value is."""
+    """A weighted mean; NaN if any value is NaN."""
 
     def __init__(self) -> None:
         super().__init__(nan_strategy=float("nan"))
@@ -24,7 +24,7 @@ class Mean(_Precise, MeanMetric):
 
 
 class Values(_Precise, CatMetric):
-    """All values, one after another."""
+    """All values, concatenated."""
 
     def __init__(self) -> None:
         super().__init__(nan_strategy="disable")

@@ -1,4 +1,4 @@
-"""MetaSchedule: how far each meta-training step reaches, and what lies between two of them."""
+"""``MetaSchedule``: how many inner steps each meta-training step covers."""
 
 import math
 from collections.abc import Iterator
@@ -18,26 +18,32 @@ Curriculum = int | list[list[int]]
 
 
 class MetaSchedule(Callback):
-    """Cuts inner problems into segments, one for each outer step (one ``training_step``).
+    """Cut inner problems into segments, one for each outer step (one ``training_step``).
 
-    A module reads the segment off its batch, starts from ``self.carry`` (``None``: afresh), and leaves there what the
-    next segment starts from. Between segments the carry is detached; at a horizon's end it is dropped.
+    A module reads the segment from its batch, starts from ``self.carry`` (None: from the beginning), and stores there
+    what the next segment starts from. The callback detaches the carry between segments and drops it at the end of a
+    horizon.
 
     Any value may be a curriculum: ``[[0, 5], [1000, 20]]`` is 5 at first and 20 from outer step 1000. Outer steps
     count training batches, from 0.
 
     Args:
-        unroll: Inner steps that are differentiated through in one outer step: the truncation of back-propagation.
+        unroll: Number of inner steps that one outer step differentiates through: the truncation of back-propagation.
             None: the whole horizon.
-        horizon: Inner steps before a fresh inner problem is drawn. None: the state runs on, as along a text.
-        ways: Classes of an episode. Where it is given, every outer step is one batch of whole episodes.
-        shots: Exemplars of each class.
-        queries: Further examples of each class.
+        horizon: Number of inner steps after which a new inner problem is drawn. None: the state is carried on without
+            end, as along a text.
+        ways: Number of classes of an episode. If given, every outer step is one batch of whole episodes.
+        shots: Number of exemplars of each class.
+        queries: Number of further examples of each class.
         seed: Seed of the random numbers that modules draw in training (dropout, noise).
 
     Raises:
-        InputError: For a value below 1, a curriculum that does not rise from outer step 0, none of unroll, horizon and
-            ways given, ways beside one of the others, or a loss that is not finite.
+        InputError: If a value is below 1, a curriculum does not rise from outer step 0, none of unroll, horizon and
+            ways is given, ways is given beside unroll or horizon, or a loss is not finite.
+
+    >>> schedule = MetaSchedule(unroll=20, horizon=50)
+    >>> [(s.problem, s.start, s.stop, s.last) for s in islice(schedule.segments(), 4)]
+    [(0, 0, 20, False), (0, 20, 40, False), (0, 40, 50, True), (1, 0, 20, False)]
     """
 
     def __init__(
@@ -51,8 +57,7 @@ class MetaSchedule(Callback):
     ):
         if (unroll is None and horizon is None) == (ways is None):
             raise InputError(
-                "schedule: give unroll, horizon or both, or else the ways of episodes: one of them says where an outer "
-                "step ends"
+                "schedule: set schedule.unroll and/or schedule.horizon (sequences), or schedule.ways (episodes), not both"
             )
         self.unroll = None if unroll is None else _stages("unroll", unroll)
         self.horizon = None if horizon is None else _stages("horizon", horizon)
@@ -60,11 +65,11 @@ class MetaSchedule(Callback):
         if ways is not None:
             self.episode = [_stages("ways", ways), _stages("shots", shots), _stages("queries", queries)]
         self.seed = seed
-        self.batch = 0  # training batches done: all that has to be remembered about the data
-        self.carries: list[Any] = []  # one a rank, from a checkpoint
+        self.batch = 0  # number of finished training batches: the only state of the data
+        self.carries: list[Any] = []  # from a checkpoint, one for each rank
 
     def segments(self) -> Iterator[Segment]:
-        """The segments of outer steps 0, 1, 2, ..., without end."""
+        """Yield the segments of outer steps 0, 1, 2, ..., without end."""
         step = problem = 0
         while self.episode:
             yield Segment(step, 0, 1, True, Episode(*(_value(stages, step) for stages in self.episode)))

@@ -1,4 +1,7 @@
-"""Every training batch is a pure function of the schedule, the seed and its number."""
+"""Segments of inner problems, and the samplers that turn them into batches.
+
+A training batch is a pure function of the schedule, the seed, the rank and the number of the batch.
+"""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -18,31 +21,32 @@ class Episode(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Inner steps ``start <= t < stop`` of inner problem number ``problem``: the reach of one outer step."""
+    """The inner steps ``start <= t < stop`` of one inner problem, which one outer step covers."""
 
     problem: int
     start: int
     stop: int
-    last: bool  # the problem ends with this segment
-    episode: Episode | None = None  # where the problem is one
+    last: bool  # whether the problem ends with this segment
+    episode: Episode | None = None  # the shape, if the problem is an episode
 
 
-Key = tuple[int, Segment]  # what a data set's ``__getitem__`` gets: which sample, and which part of it
+Key = tuple[int, Segment]  # the argument of a data set's ``__getitem__``: number of the sample, and which part of it
 
 
 class SegmentSampler(Sampler[list[Key]]):
-    """Batches of keys for training, endless; batch `i` depends on `i`, the rank and nothing else.
+    """Yield batches of keys for training, without end; batch `i` depends on `i` and the rank only.
 
-    Every segment of one problem names the same samples, so that a carried state meets the samples it belongs to. Two
-    ranks with ``batch_size`` samples each see together what one rank with twice the batch sees.
+    All segments of a problem have the same samples, so a carried state meets the samples that it belongs to. Two ranks
+    with ``batch_size`` samples each see together what one rank with twice the batch size sees.
 
     Args:
-        segments: Makes the segments of batches 0, 1, 2, ... (``MetaSchedule.segments``).
-        first: Says which batch comes first; asked at each ``iter``, so that a resumed run goes on where it was.
-        length: Batches in the run, for the progress bar.
-        batch_size: Samples a rank and batch.
-        rank: This process.
-        world_size: All processes.
+        segments: Function that yields the segments of batches 0, 1, 2, ... (``MetaSchedule.segments``).
+        first: Function that returns the number of the first batch. It is called at each ``iter``, so a resumed run
+            continues where it stopped.
+        length: Number of batches in the run, for the progress bar.
+        batch_size: Number of samples of one rank in a batch.
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
 
     def __init__(
@@ -69,11 +73,16 @@ class SegmentSampler(Sampler[list[Key]]):
 def evaluation_keys(
     samples: int, horizon: int, rank: int = 0, world_size: int = 1, episode: Episode | None = None
 ) -> list[Key]:
-    """This rank's part of ``samples`` whole problems of ``horizon`` steps, in a fixed order, each on one rank.
+    """Return this rank's keys of ``samples`` whole problems of ``horizon`` steps, in a fixed order.
 
     Raises:
-        InputError: A rank would have none, and the others would wait for it.
+        InputError: If there are fewer samples than ranks; the others would wait for a rank without samples.
+
+    >>> [index for index, segment in evaluation_keys(5, horizon=10, rank=1, world_size=2)]
+    [1, 3]
     """
     if samples < world_size:
-        raise InputError(f"{samples} samples for {world_size} processes: each needs one; lower --trainer.devices")
+        raise InputError(
+            f"{samples} samples for {world_size} processes: each process needs at least one; lower --trainer.devices"
+        )
     return [(index, Segment(index, 0, horizon, True, episode)) for index in range(rank, samples, world_size)]

@@ -1,4 +1,4 @@
-"""Processes of a data loader, and the signals that they ignore."""
+"""Signals in the worker processes of a data loader."""
 
 import os
 import signal
@@ -6,12 +6,12 @@ import threading
 
 
 def ignore_interrupts(worker: int) -> None:
-    """A ``worker_init_fn``: when all processes get a signal, the main one still ends its step, with their help.
+    """Make a worker ignore Ctrl-C, so that the main process can finish its step; a ``worker_init_fn``.
 
-    They ignore Ctrl-C, and SIGTERM (of a cluster's scheduler, say) unless the main process sent it.
+    The worker also ignores SIGTERM, for example from a cluster's scheduler, unless the main process sent it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigwaitinfo"):  # macOS does not have it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_heed_main_process, daemon=True).start()
 
