@@ -40,7 +40,7 @@ MODE = "yaml with short class names"  # of the parser: how it reads and writes c
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """Saves the configuration of the training run, which ``test`` and ``predict`` leave as it is."""
+    """Save the configuration of ``fit``; the other commands do not overwrite it."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if stage == "fit":
@@ -50,9 +50,9 @@ class SaveFitConfig(SaveConfigCallback):
 class MetaCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` for an experiment that ``--config`` describes.
 
-    ``--ckpt_path`` takes a file, the name of weights that come with the package (not to go on training from), or
-    ``best`` or ``last`` of this run's folder. ``fit`` without it begins a new run and
-    moves a former one of the same name aside; the other commands take ``best`` by default.
+    ``--ckpt_path`` takes a file, the name of a model of the package (not for ``fit``), or ``best`` or ``last`` of this
+    run's folder. Without it, ``fit`` begins a new run and moves a former one of the same name aside; the other commands
+    take ``best``.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -106,13 +106,15 @@ class MetaCLI(LightningCLI):
         if choice not in ("best", "last"):
             path = find(choice)
             if self.subcommand == "fit" and path.suffix == ".safetensors":
-                raise InputError(f"{choice} is weights without the training's state: give fit a .ckpt, or best or last")
+                raise InputError(
+                    f"{choice} has no training state, so fit cannot resume from it: give a .ckpt, best or last"
+                )
             return str(path)
         path = self.run_folder / "checkpoints" / f"{choice}.ckpt"
         if path.exists():
             return str(path)
-        if self.subcommand == "fit" and choice == "last":  # stopped before it had written one
-            say(f"{path} is not there yet: starting from the beginning")
+        if self.subcommand == "fit" and choice == "last":  # the run stopped before its first checkpoint
+            say(f"{path} does not exist yet: starting from the beginning")
             return None
         raise InputError(f"no {path}: train first ({program()} fit ...) or name a file with --ckpt_path")
 
@@ -127,7 +129,9 @@ class MetaCLI(LightningCLI):
             checkpoint = read_checkpoint(path)
             _refuse_other_weights(path, checkpoint, self.model)
             if self.subcommand == "fit" and not checkpoint.keys() >= {"optimizer_states", "lr_schedulers", "schedule"}:
-                raise InputError(f"{path} is weights without the training's state: give a whole .ckpt, best or last")
+                raise InputError(
+                    f"{path} has no training state, so fit cannot resume from it: give a .ckpt, best or last"
+                )
 
     def before_fit(self) -> None:
         if not self.trainer.fast_dev_run:
@@ -136,7 +140,9 @@ class MetaCLI(LightningCLI):
     def after_fit(self) -> None:
         last = next(callback for callback in self.trainer.callbacks if isinstance(callback, LastCheckpoint))
         if last.interrupted:
-            say(f"stopped at step {self.trainer.global_step}; go on with\n  {self._command('fit', '--ckpt_path=last')}")
+            say(
+                f"stopped at step {self.trainer.global_step}; resume with\n  {self._command('fit', '--ckpt_path=last')}"
+            )
             sys.exit(128 + last.signal)
         best = self.run_folder / "checkpoints" / "best.ckpt"
         known = not self.trainer.fast_dev_run and best.exists()
@@ -150,7 +156,7 @@ class MetaCLI(LightningCLI):
         )
 
     def _command(self, verb: str, *more: str) -> str:
-        """This command again, for another verb: with the user's options, but for those that ``more`` replaces."""
+        """Return this command line for another verb, with ``more`` in place of the user's options of the same names."""
         options, given = [], iter(self.arguments[1:])
         for option in given:
             if option.split("=")[0] in ("--ckpt_path", "--trainer.max_steps", "--timer.duration"):
@@ -165,7 +171,7 @@ class MetaCLI(LightningCLI):
 
 
 def _run_folder(logger: Any) -> Path:
-    """Where the (first) logger writes; checkpoints and records lie there too."""
+    """Return the folder of the first logger; checkpoints and records are written there, too."""
     first = logger[0] if isinstance(logger, list) else logger
     options = first.init_args if isinstance(first, Namespace) else {}
     if not options.get("save_dir") or not options.get("name"):
@@ -176,7 +182,11 @@ def _run_folder(logger: Any) -> Path:
 
 
 def refuse_strategy(strategy: Any) -> None:
-    """Refuses what shards parameters, and processes that Ctrl-C and the checkpoints do not know of."""
+    """Refuse strategies that shard parameters, and processes that Ctrl-C and the checkpoints do not know.
+
+    Raises:
+        InputError: For any other strategy than DDP and a single device.
+    """
     if isinstance(strategy, str):
         name, fine = strategy, strategy in STRATEGIES
     else:
@@ -184,22 +194,26 @@ def refuse_strategy(strategy: Any) -> None:
         fine = name in ("DDPStrategy", "SingleDeviceStrategy") and options.get("start_method", "popen") == "popen"
     if not fine:
         raise InputError(
-            f"trainer.strategy {name}: networks write one another's weights here, for which every process, started as "
-            "a command, has all parameters whole: use ddp"
+            f"trainer.strategy {name} is not supported: every process needs all parameters, and processes must be "
+            "started as commands; use --trainer.strategy ddp"
         )
 
 
 def refuse_precision(precision: Any) -> None:
-    """Refuses weights of 16 bits."""
+    """Refuse weights of 16 bits.
+
+    Raises:
+        InputError: For such a precision.
+    """
     if str(precision).startswith(("16-true", "bf16-true", "transformer-engine")):
         raise InputError(
-            f"trainer.precision {precision}: weights of 16 bits lose small updates and overflow: use bf16-mixed, which "
-            "keeps them in 32"
+            f"trainer.precision {precision} is not supported: weights of 16 bits lose small updates and overflow; use "
+            "bf16-mixed, which keeps weights in 32 bits"
         )
 
 
 def fast_precision(accelerator: str) -> str:
-    """bf16-mixed where the machine computes in bfloat16, else 32-true."""
+    """Return bf16-mixed if the device computes in bfloat16, else 32-true."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -219,7 +233,7 @@ def _refuse_other_weights(path: str, checkpoint: dict[str, Any], model: Lightnin
 
 
 def _trained_with(checkpoint: dict[str, Any], model: LightningModule) -> str:
-    """What to change in a configuration for a checkpoint."""
+    """Say which options of the configuration to change for a checkpoint to fit."""
     options, kind = checkpoint.get("hyper_parameters"), short_name(f"{type(model).__module__}.{type(model).__name__}")
     options = options if isinstance(options, dict) else {}
     trained = short_name(str(options.get("_class_path", kind)))
@@ -234,7 +248,11 @@ def _trained_with(checkpoint: dict[str, Any], model: LightningModule) -> str:
 
 @rank_zero_only
 def prepare_run_folder(folder: Path, keep: bool) -> None:
-    """Makes ``folder`` ready to be written to; a former run in it is moved aside unless this one goes on with it."""
+    """Create the run folder; move a former run aside, unless it is to be resumed (``keep``).
+
+    Raises:
+        InputError: If the folder cannot be written.
+    """
     if not keep and (folder / "checkpoints").exists():
         aside = next(p for i in range(1, sys.maxsize) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
         folder.rename(aside)
@@ -246,12 +264,12 @@ def prepare_run_folder(folder: Path, keep: bool) -> None:
 
 @rank_zero_only
 def say(text: str) -> None:
-    """Prints on the first process."""
+    """Print on the first process only."""
     print(text, flush=True)
 
 
 def program() -> str:
-    """How this program was started."""
+    """Return the command by which this program was started."""
     started = {"run.py": "python run.py", "__main__.py": "python -m lightning_meta"}
     return started.get(Path(sys.argv[0]).name, "lightning-meta")
 
@@ -264,7 +282,7 @@ class Command(NamedTuple):
 
 
 def run(args: list[str] | None) -> None:
-    """Runs ``fit``, ``validate``, ``test`` or ``predict``."""
+    """Run ``fit``, ``validate``, ``test`` or ``predict``."""
     set_loader(MODE, lambda text: rename_classes(get_loader("yaml")(text), full_path), (yaml.YAMLError,))
     set_dumper(MODE, lambda content: yaml.safe_dump(rename_classes(content, short_name), sort_keys=False))
     options = {"parser_mode": MODE, "default_config_files": [str(configurations() / "defaults.yaml")]}
@@ -281,11 +299,11 @@ def run(args: list[str] | None) -> None:
 
 
 def main(args: list[str] | None = None, commands: dict[str, Command] | None = None) -> None:
-    """Runs one command.
+    """Run one command.
 
     Args:
-        args: As on the command line. None: ``sys.argv``.
-        commands: Commands of the caller's own, by name.
+        args: The arguments of the command line. None: ``sys.argv[1:]``.
+        commands: Further commands of the caller, by name.
     """
     arguments = sys.argv[1:] if args is None else args
     commands = {"catalogue": Command(command_help.COMMANDS["catalogue"], catalogue.main), **(commands or {})}
@@ -320,18 +338,18 @@ def main(args: list[str] | None = None, commands: dict[str, Command] | None = No
 
 
 def _advice(error: Exception) -> str:
-    """What to do about an error that others raise and that says only what is wrong."""
+    """Return what to do about an error of another library, which says only what is wrong."""
     if lost_worker(error):
-        return ": free memory or lower --data.num_workers, then go on with --ckpt_path last"
+        return ": free memory or lower --data.num_workers, then resume with --ckpt_path last"
     if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return ": free the disk, then go on with --ckpt_path last"
+        return ": free the disk, then resume with --ckpt_path last"
     return ""
 
 
 def prepare_processor() -> None:
-    """Two settings of the process without which CPU training can take twice as long. Call before any thread starts."""
+    """Change two settings of the process that can make CPU training twice as fast. Call it before any thread starts."""
     torch.set_flush_denormal(True)  # gradients of saturated units are denormal, and slow
-    # glibc gives large blocks back to the system at every free, and gets them again page by page. Elsewhere: nothing.
+    # By default glibc returns large blocks to the system at every free and gets them back page by page.
     with suppress(AttributeError, OSError, TypeError):
         for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
             ctypes.CDLL(None).mallopt(parameter, 1 << 30)

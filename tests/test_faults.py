@@ -174,7 +174,7 @@ class Case:
 
     def terminated(self) -> None:
         run = self.signalled("on_train_batch_start", 8, signal.SIGTERM, code=128 + signal.SIGTERM)
-        assert "go on with" in run.log.read_text()
+        assert "resume with" in run.log.read_text()
 
     def terminated_with_its_workers(self) -> None:
         number = self.draw.randint(3, 8)  # by then all workers have begun
@@ -269,11 +269,11 @@ def test_processes_of_a_run_may_write_the_same_file(tmp_path, monkeypatch):
 
 
 REFUSED = {
-    "--trainer.strategy=fsdp": "use ddp",
-    "--trainer.strategy=deepspeed_stage_2": "use ddp",
-    "--trainer.strategy=ddp_spawn": "use ddp",
-    "--trainer.strategy.class_path=lightning.pytorch.strategies.FSDPStrategy": "use ddp",
-    "--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy": "use ddp",
+    "--trainer.strategy=fsdp": "use --trainer.strategy ddp",
+    "--trainer.strategy=deepspeed_stage_2": "use --trainer.strategy ddp",
+    "--trainer.strategy=ddp_spawn": "use --trainer.strategy ddp",
+    "--trainer.strategy.class_path=lightning.pytorch.strategies.FSDPStrategy": "use --trainer.strategy ddp",
+    "--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy": "use --trainer.strategy ddp",
     "--trainer.precision=16-true": "use bf16-mixed",
     "--trainer.precision=bf16-true": "use bf16-mixed",
 }
@@ -292,7 +292,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(option, tmp_path
 def test_ddp_with_arguments_of_its_own_is_not_refused():
     for start, fine in (("popen", True), ("spawn", False)):
         options = Namespace(find_unused_parameters=True, start_method=start)
-        with nullcontext() if fine else pytest.raises(InputError, match="use ddp"):
+        with nullcontext() if fine else pytest.raises(InputError, match="use --trainer.strategy ddp"):
             refuse_strategy(Namespace(class_path="lightning.pytorch.strategies.DDPStrategy", init_args=options))
 
 

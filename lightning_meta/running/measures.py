@@ -25,6 +25,7 @@ def half_interval(values: Tensor) -> Tensor:
     Args:
         values: (N,), N > 1, one value for each independent sample.
 
+    >>> import torch
     >>> half_interval(torch.tensor([1.0, 2.0, 3.0]))
     tensor(2.4841)
     """

@@ -41,6 +41,7 @@ class MetaSchedule(Callback):
         InputError: If a value is below 1, a curriculum does not rise from outer step 0, none of unroll, horizon and
             ways is given, ways is given beside unroll or horizon, or a loss is not finite.
 
+    >>> from itertools import islice
     >>> schedule = MetaSchedule(unroll=20, horizon=50)
     >>> [(s.problem, s.start, s.stop, s.last) for s in islice(schedule.segments(), 4)]
     [(0, 0, 20, False), (0, 20, 40, False), (0, 40, 50, True), (1, 0, 20, False)]
@@ -57,7 +58,7 @@ class MetaSchedule(Callback):
     ):
         if (unroll is None and horizon is None) == (ways is None):
             raise InputError(
-                "schedule: set schedule.unroll and/or schedule.horizon (sequences), or schedule.ways (episodes), not both"
+                "set schedule.unroll and/or schedule.horizon (sequences), or schedule.ways (episodes), not both"
             )
         self.unroll = None if unroll is None else _stages("unroll", unroll)
         self.horizon = None if horizon is None else _stages("horizon", horizon)

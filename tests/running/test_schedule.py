@@ -68,9 +68,7 @@ def test_impossible_episodes_are_refused(name, value):
 
 @pytest.mark.parametrize("options", [{}, {"shots": 5}, {"unroll": 1, "ways": 5}, {"horizon": 1, "ways": 5}])
 def test_a_schedule_must_end_its_outer_steps_in_one_way(options):
-    with pytest.raises(
-        InputError, match=r"set schedule.unroll and/or schedule.horizon \(sequences\), or schedule.ways"
-    ):
+    with pytest.raises(InputError, match=r"set schedule.unroll and/or schedule.horizon .*, or schedule.ways"):
         MetaSchedule(**options)
 
 

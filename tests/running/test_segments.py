@@ -57,5 +57,5 @@ def test_a_shuffled_stream_takes_everything_once_a_lap_in_a_new_order():
 
 def test_fewer_samples_than_processes_are_refused():
     assert [key[0] for key in evaluation_keys(2, 1, rank=1, world_size=2)] == [1]
-    with pytest.raises(InputError, match="1 samples for 2 processes: each needs one"):
+    with pytest.raises(InputError, match="1 samples for 2 processes: each process needs at least one"):
         evaluation_keys(1, 1, rank=0, world_size=2)
