@@ -340,10 +340,10 @@ def test_classes_are_named_by_their_short_names(trained, tmp_path):
     """In what is written; what is read may have a path that a class has or once had."""
     run = trained / "dfn_mnist"
     saved = yaml.safe_load((run / "config.yaml").read_text())
-    assert (saved["model"]["class_path"], saved["data"]["class_path"]) == ("VideoPrediction", "MovingMNIST")
+    assert (saved["model"]["class_path"], saved["data"]["class_path"]) == ("VideoPrediction", "MovingMNISTDataModule")
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["_class_path"] == "VideoPrediction"
-    assert checkpoint["datamodule_hyper_parameters"]["_class_path"] == "MovingMNIST"
+    assert checkpoint["datamodule_hyper_parameters"]["_class_path"] == "MovingMNISTDataModule"
     shutil.copytree(run, tmp_path / "dfn_mnist")
     options = arguments("dfn_mnist", tmp_path)
     main(["validate", *options, "--model=VideoPrediction", "--data", "lightning_meta.a_former_place.MovingMNIST"])
