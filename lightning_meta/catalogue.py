@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
+from lightning_meta.data_terms import terms
 from lightning_meta.errors import InputError
 from lightning_meta.names import full_path, short_name
 from lightning_meta.running.measures import amounts
@@ -96,6 +97,7 @@ def card(path: str | Path, hyper_parameters: dict[str, Any], record: dict[str, A
         f"`{kind}` of the experiment `{record['experiment']}`: {record['parameters']:,} parameters.",
         "",
         f"- **Trained on:** {trained}",
+        f"- **Terms of the data:** {terms(trained)}",
         f"- **With:** {record['steps']:,} steps (the checkpoint that validated best), seed {record['seed']}, on "
         f"{record['device']}, {record['precision']}, {record['seconds'] / 60:.0f} minutes; commit {record['commit']}",
         f"- **Options:** {', '.join(f'{option} {value}' for option, value in record['model'].items())}",

@@ -143,6 +143,7 @@ def test_the_card(shared):
     value, *baselines = amounts(record)
     for part in ("eight steps.", 'load("mine.safetensors")', record["data"], f"| {value} |", *baselines):
         assert part in text
+    assert "- **Terms of the data:** china.jpg and flower.jpg come with scikit-learn" in text
     assert sorted(os.listdir(path.parent)) == ["mine.md", "mine.safetensors"]
 
 

@@ -292,7 +292,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(option, tmp_path
 def test_ddp_with_arguments_of_its_own_is_not_refused():
     for start, fine in (("popen", True), ("spawn", False)):
         options = Namespace(find_unused_parameters=True, start_method=start)
-        with nullcontext() if fine else pytest.raises(InputError, match="use --trainer.strategy ddp"):
+        with nullcontext() if fine else pytest.raises(InputError, match=r"use --trainer\.strategy ddp"):
             refuse_strategy(Namespace(class_path="lightning.pytorch.strategies.DDPStrategy", init_args=options))
 
 

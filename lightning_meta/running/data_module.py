@@ -15,7 +15,7 @@ from lightning_meta.running.segments import Episode, SegmentSampler, evaluation_
 from lightning_meta.running.workers import ignore_interrupts
 
 Source = Literal["auto", "paper", "stand-in"]
-SPLITS = {"train": 0, "val": 1, "test": 2, "tune": 3, "predict": 3}  # part of the key of a sample's random numbers
+SPLITS = {"train": 0, "val": 1, "test": 2, "tune": 3, "predict": 4}  # part of the key of a sample's random numbers
 
 
 class MetaDataModule(LightningDataModule):

@@ -30,8 +30,8 @@ def commit() -> str | None:
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
-    try:
-        head = git("rev-parse", "--short=12", "HEAD")
+    try:  # an installed package may lie in somebody else's repository, which does not track this file
+        head = git("rev-parse", "--short=12", "HEAD") if git("ls-files", Path(__file__).name) else None
     except FileNotFoundError:
         return None
     return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "") if head else None
