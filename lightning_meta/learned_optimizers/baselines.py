@@ -35,6 +35,15 @@ def descend(rule: str, rate: float, problems: Problems, steps: int) -> tuple[Ten
 
     Returns:
         Losses (steps + 1, B) and the last theta (B, n).
+
+    >>> import torch
+    >>> from lightning_meta.learned_optimizers.problems import Quadratics
+    >>> from lightning_meta.running.segments import Segment
+    >>> problems = Quadratics(torch.eye(2)[None], torch.ones(1, 2), torch.zeros(1, 2), None, Segment(0, 0, 5, True))
+    >>> descend("SGD", 0.25, problems, steps=2)
+    (tensor([[2.0000],
+            [0.5000],
+            [0.1250]]), tensor([[0.7500, 0.7500]]))
     """
     theta, losses = problems.start.clone(), []
     optimizer = RULES[rule]([theta], lr=rate)

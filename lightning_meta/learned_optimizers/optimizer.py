@@ -76,6 +76,7 @@ def _contents(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor], str | N
 
 
 def _options(rule: LearnedRule) -> dict[str, Any]:
+    """Return the arguments of ``LearnedRule`` that make a rule of the same architecture."""
     network = next(iter(rule.networks.values()))
     own = {"separate_convolutions": len(rule.networks) > 1, "num_layers": len(network.layers)}
     return {name: own[name] if name in own else getattr(network, name) for name in OPTIONS}
@@ -94,9 +95,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
     r"""Train a model with a learned rule: :math:`\theta \leftarrow \theta + lr \cdot g`, where g is the rule's output.
 
     The rule is the network m of Andrychowicz et al. 2016, section 2. Use this class as any torch optimizer, with
-    learning rate schedulers, ``GradScaler`` and Lightning. A rule serves networks like those that it was trained on:
-    the shipped ones were trained on small problems with sigmoid units at most (see their cards), and on others, such
-    as networks with ReLU, they can diverge.
+    learning rate schedulers, ``GradScaler`` and Lightning. The shipped rules were trained on quadratics, on a small
+    sigmoid network and on style transfer (see their cards); on other problems, such as networks with ReLU, they can
+    diverge.
 
     The rule keeps a state of 2 L H numbers for each coordinate. With the paper's two layers of 20 units that is 320
     bytes for each parameter, and about 1.5 kB during a step. The rule computes in float32 (in float64 for float64
@@ -104,9 +105,9 @@ class LearnedOptimizer(torch.optim.Optimizer):
     averaging cells average over them.
 
     ``state_dict`` holds the states but not the rule's weights: load it into an optimizer with the same rule.
-    As torch's own optimizers do, this one uses a gradient that is infinite or NaN. It then loses the value and the
-    state of that coordinate, and with averaging cells those of the whole group. If such gradients can occur, as in
-    float16, let ``GradScaler`` skip the step.
+    Like torch's own optimizers, this one does not check for gradients that are infinite or NaN. Such a gradient spoils
+    the value and the state of its coordinate, and with averaging cells those of the whole group. If it can occur, as
+    in float16, let ``GradScaler`` skip the step.
 
     Args:
         params: Tensors, named tensors or groups, as for any torch optimizer.

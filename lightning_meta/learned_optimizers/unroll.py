@@ -124,6 +124,18 @@ def first_order_loss(
 
     Returns:
         Scalar: sum over time, mean over all problems.
+
+    >>> import torch
+    >>> from lightning_meta.learned_optimizers.problems import Quadratics
+    >>> from lightning_meta.running.segments import Segment
+    >>> problems = Quadratics(torch.eye(2)[None], torch.ones(1, 2), torch.zeros(1, 2), None, Segment(0, 0, 5, True))
+    >>> rule = LearnedRule()
+    >>> state = rule.start(1, problems.shapes)
+    >>> run = unroll(rule, problems, problems.start, state, start=0, stop=5)
+    >>> loss = first_order_loss(rule, run, state, problems.shapes)
+    >>> torch.allclose(loss, run.losses.sum())
+    True
+    >>> loss.backward()  # gradients for the weights of the rule
     """
     finite = run.finite
     losses = torch.where(finite, run.losses, 1.0)
@@ -247,7 +259,16 @@ def imitation_loss(
 
 
 def optimize(rule: LearnedRule, problems: Problems, steps: int) -> tuple[Tensor, Tensor]:
-    """Minimise with the rule from the problems' start; return losses (steps + 1, B) and the last theta (B, n)."""
+    """Minimise with the rule from the problems' start; return losses (steps + 1, B) and the last theta (B, n).
+
+    >>> import torch
+    >>> from lightning_meta.learned_optimizers.problems import Quadratics
+    >>> from lightning_meta.running.segments import Segment
+    >>> problems = Quadratics(torch.eye(2)[None], torch.ones(1, 2), torch.zeros(1, 2), None, Segment(0, 0, 5, True))
+    >>> losses, theta = optimize(LearnedRule(), problems, steps=5)
+    >>> losses.shape, theta.shape
+    (torch.Size([6, 1]), torch.Size([1, 2]))
+    """
     theta, state, losses = problems.start, rule.start(len(problems.start), problems.shapes), []
     with torch.no_grad():
         for t in range(steps + 1):
