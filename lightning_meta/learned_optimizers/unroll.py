@@ -116,7 +116,7 @@ def first_order_loss(
 
     Args:
         rule: The rule that produced the trajectory.
-        run: Trajectory from ``unroll``. The losses of a problem that is not finite count as zero.
+        run: Trajectory from ``unroll``. The losses of a problem that has diverged count as zero.
         state: State of the rule at the start of the trajectory.
         shapes: Shapes of the problems' parameters.
         log: Sum the logarithms of the losses instead of the losses.
@@ -140,11 +140,10 @@ def first_order_loss(
     finite = run.finite
     losses = torch.where(finite, run.losses, 1.0)
     gradients = torch.where(finite[:, None], run.gradients, 0.0)
-    slopes = (losses >= TINY) / losses.clamp(min=TINY) if log else torch.ones_like(losses)
+    values, slopes = _terms(losses, log)
     slopes = weights * slopes * finite / len(finite)
     after = (slopes[..., None] * gradients).flip(0).cumsum(0).flip(0)[1:]  # G_s: sum over the steps after s
-    values = losses.clamp(min=TINY).log() if log else losses * finite  # log 1 is zero too
-    loss = (weights * values).sum() / len(finite)
+    loss = (weights * values * finite).sum() / len(finite)
     state = {name: [(h.nan_to_num(0, 0, 0), c.nan_to_num(0, 0, 0)) for h, c in s] for name, s in state.items()}
     return _replay(rule, loss, gradients[:-1], after, state, shapes, _dot)
 
@@ -171,7 +170,7 @@ def second_order_loss(
     Args:
         rule: The rule that produced the trajectory.
         problems: The problems that were minimised.
-        run: Trajectory from ``unroll``. The losses of a problem that is not finite count as zero.
+        run: Trajectory from ``unroll``. The losses of a problem that has diverged count as zero.
         theta: Parameters at the start of the trajectory, (B, n).
         state: State of the rule at the start of the trajectory.
         log: Sum the logarithms of the losses instead of the losses.
@@ -194,8 +193,8 @@ def second_order_loss(
             update, after = rule(gradient[None], before[-1], problems.shapes)
             before.append(after)
             thetas.append(thetas[-1] + update[0])
-    slopes = weights * ((losses >= TINY) / losses.clamp(min=TINY) if log else torch.ones_like(losses)) / len(finite)
-    direct = slopes[..., None] * gradients  # derivative of each loss term with respect to its own theta
+    values, slopes = _terms(losses, log)
+    direct = (weights * slopes / len(finite))[..., None] * gradients  # derivatives of the loss terms, each at its theta
     slope, into_state = direct[-1], None  # derivatives with respect to theta and to the rule's state after the step
     for s in reversed(range(len(gradients) - 1)):
         inputs = [gradients[s], *(x for layers in before[s].values() for layer in layers for x in layer)]
@@ -214,8 +213,14 @@ def second_order_loss(
             at = thetas[s].detach().requires_grad_()
             _, gradient = loss_and_gradient(problems, at, start + s, graph=True)
             slope = slope + direct[s] + torch.autograd.grad(gradient, at, through)[0]
-    values = losses.clamp(min=TINY).log() if log else losses
     return _KnownGradient.apply((weights * values).sum() / len(finite), totals, *parameters)
+
+
+def _terms(losses: Tensor, log: bool) -> tuple[Tensor, Tensor]:
+    """Return the losses or their logarithms, and the derivatives of these with respect to the losses."""
+    if log:
+        return losses.clamp(min=TINY).log(), (losses >= TINY) / losses.clamp(min=TINY)
+    return losses, torch.ones_like(losses)
 
 
 class _KnownGradient(torch.autograd.Function):
