@@ -39,7 +39,7 @@ from lightning_meta.dynamic_filters.moving_mnist_data import fixed_test_sequence
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.features import Features, load_features
 from lightning_meta.learned_optimizers.layers import LearnedRule
-from lightning_meta.learned_optimizers.optimizer import _options, read_rule, write_rule
+from lightning_meta.learned_optimizers.optimizer import _fingerprint, _options, read_rule
 from lightning_meta.learned_optimizers.problem_sets import OneQuadratic
 from lightning_meta.sources import (
     characters,
@@ -517,8 +517,8 @@ def rule_checkpoint(**changes: object) -> bytes:
 
 
 def write_learned(folder: Path) -> Path:
-    write_rule(folder / "rule.safetensors", RULE)
-    return folder / "rule.safetensors"
+    notes = {"options": json.dumps(_options(RULE)), "fingerprint": _fingerprint(RULE)}
+    return put(folder / "rule.safetensors", safetensors(RULE.state_dict(), notes))
 
 
 def read_learned(name: str) -> Callable[[Path], None]:

@@ -1,7 +1,7 @@
-"""Perceptual features and the losses of neural art (Gatys et al. 2015; Andrychowicz et al. 2016, section 3.4).
+"""Image features and the losses of style transfer (Gatys et al. 2015; Andrychowicz et al. 2016, section 3.4).
 
-Letters: B pictures of H x W pixels, C channels of a feature map of h x w pixels. Pictures are RGB (B, 3, H, W), float,
-0 black to 1 white; values outside are taken as they are.
+Shapes: B images of H x W pixels; feature maps of C channels and h x w pixels. Images are RGB (B, 3, H, W), float, from
+0 (black) to 1 (white); values outside this range are not clipped.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from lightning_meta.errors import InputError
 
 
-class Network(NamedTuple):
-    """What is taken from one of torchvision's networks.
+class FeatureNetwork(NamedTuple):
+    """Which feature maps of a torchvision network the losses use.
 
     Args:
-        title: Its name in a sentence.
-        layers: Names of the feature maps, each with the index in torchvision's ``.features`` of the layer it leaves.
-        content: Feature maps of the content loss.
-        style: Feature maps of the style loss.
+        title: Name of the network in a sentence.
+        layers: Index in torchvision's ``.features`` of the layer that outputs each feature map, by name.
+        content: Names of the feature maps in the content loss.
+        style: Names of the feature maps in the style loss.
     """
 
     title: str
@@ -36,23 +36,23 @@ class Network(NamedTuple):
 
 _VGG_STYLE = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 
-# VGG: the layers of Gatys et al. 2015. SqueezeNet: ours, tried by eye at 64x64, where fire5 is down to 7x7 pixels; with
-# content from fire4 or fire5 a face is hard to make out in a picture that started as noise. Names as in Iandola et al.
-# 2016, table 1; relu1 follows conv1.
+# VGG: the layers of Gatys et al. 2015. SqueezeNet: chosen by eye on images of 64x64 pixels, where fire5 has 7x7 pixels;
+# with content from fire4 or fire5 faces were hard to recognise. Names are those of Iandola et al. 2016, table 1; relu1
+# follows conv1.
 NETWORKS = {
-    "squeezenet1_1": Network(
+    "squeezenet1_1": FeatureNetwork(
         "SqueezeNet 1.1",
         {"relu1": 1, "fire2": 3, "fire3": 4, "fire4": 6, "fire5": 7},
         content=("fire3",),
         style=("relu1", "fire2", "fire3", "fire4", "fire5"),
     ),
-    "vgg16": Network(
+    "vgg16": FeatureNetwork(
         "VGG-16",
         {"relu1_1": 1, "relu2_1": 6, "relu3_1": 11, "relu4_1": 18, "relu4_2": 20, "relu5_1": 25},
         content=("relu4_2",),
         style=_VGG_STYLE,
     ),
-    "vgg19": Network(
+    "vgg19": FeatureNetwork(
         "VGG-19",
         {"relu1_1": 1, "relu2_1": 6, "relu3_1": 11, "relu4_1": 20, "relu4_2": 22, "relu5_1": 29},
         content=("relu4_2",),
@@ -60,26 +60,31 @@ NETWORKS = {
     ),
 }
 
-# Weights of content, style and smoothness. The paper gives none. Tried by eye with SqueezeNet's ImageNet weights.
+# Weights of content, style and smoothness. The paper gives none; chosen by eye with SqueezeNet's ImageNet weights.
 ALPHA, BETA, GAMMA = 1.0, 5.0, 3.0
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: what torchvision's weights were trained with
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in the training of torchvision's weights
 
 
 class Features(nn.Module):
-    """Feature maps of an image classifier, frozen: its convolutions up to the last map that the losses need.
+    """Compute feature maps with the convolutions of an image classifier, up to the last map that the losses need.
 
-    Gradients reach the pictures, not the weights. Normalises with torchvision's mean and standard deviation. Computes
-    in the dtype of its weights, under autocast too. The state dict has torchvision's names.
+    The weights are frozen; gradients reach the images. The module normalises images with torchvision's mean and
+    standard deviation, and computes in the dtype of its weights, under autocast too. Its state dict has torchvision's
+    names.
 
-    The weights are drawn here (He et al. 2015, biases 0), the same every time and on every machine up to rounding,
-    without a draw from PyTorch's global generator. :func:`load_features` puts trained ones in their place.
+    The weights are initialised at random (He et al. 2015, biases 0) from a fixed seed, without PyTorch's global
+    generator; they are the same on every machine up to rounding. :func:`load_features` loads trained ones.
 
     Args:
         name: A key of ``NETWORKS``.
 
     Raises:
         InputError: If there is no such network.
+
+    >>> import torch
+    >>> {name: tuple(x.shape) for name, x in Features("squeezenet1_1")(torch.rand(1, 3, 64, 64)).items()}
+    {'relu1': (1, 64, 31, 31), 'fire2': (1, 128, 15, 15), ..., 'fire5': (1, 256, 7, 7)}
     """
 
     def __init__(self, name: str):
@@ -89,7 +94,7 @@ class Features(nn.Module):
         if name not in NETWORKS:
             raise InputError(f"no network {name!r} to take features from: choose one of {', '.join(NETWORKS)}")
         self.name, self.network = name, NETWORKS[name]
-        with torch.device("meta"):  # neither fills VGG's large classifier nor draws from the global generator
+        with torch.device("meta"):  # allocates no memory for VGG's classifier and does not use the global generator
             layers = models.get_model(name, weights=None).features[: max(self.network.layers.values()) + 1]
         self.features = layers.to_empty(device="cpu")
         generator = torch.Generator().manual_seed(0)
@@ -98,32 +103,32 @@ class Features(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
                 nn.init.zeros_(module.bias)
             if isinstance(module, nn.ReLU):
-                module.inplace = False  # in place it would overwrite a map taken in front of it
+                module.inplace = False  # in place, it would overwrite the feature map before it
         for key, values in (("mean", _MEAN), ("std", _STD)):
             self.register_buffer(key, torch.tensor(values).view(3, 1, 1), persistent=False)
         self.eval().requires_grad_(False)
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Feature maps by name, in the order of the layers.
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the feature maps.
 
         Args:
-            pictures: (B, 3, H, W), float.
+            images: (B, 3, H, W), float.
 
         Returns:
-            One (B, C, h, w) for each of the network's ``layers``.
+            By name, in the order of the network's ``layers``: (B, C, h, w).
 
         Raises:
-            ValueError: ``pictures`` are not of that shape or not float.
+            ValueError: If ``images`` are not of that shape or not float.
         """
-        if pictures.ndim != 4 or pictures.shape[1] != 3 or not pictures.is_floating_point():
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
-                f"expected float pictures (B, 3, H, W), got {pictures.dtype} {tuple(pictures.shape)}: "
+                f"expected float images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}: "
                 "give RGB between 0 and 1"
             )
         names = {index: name for name, index in self.network.layers.items()}
         maps = {}
-        with torch.autocast(pictures.device.type, enabled=False):  # optimizers are compared by small differences
-            x = (pictures - self.mean) / self.std
+        with torch.autocast(images.device.type, enabled=False):  # losses of two optimizers can be very close
+            x = (images - self.mean) / self.std
             for index, layer in enumerate(self.features):
                 x = layer(x)
                 if index in names:
@@ -134,27 +139,27 @@ class Features(nn.Module):
 def load_features(
     name: str, root: str | Path, weights: str | None = None, download: bool = True
 ) -> tuple[Features, str]:
-    """A network with the best weights at hand, and a sentence that says which.
+    """Load a feature network with trained weights if there are any.
 
-    Looks, in this order, at the file ``weights``; in ``<root>/weights/`` for ``<name>.safetensors``, ``<name>.pth`` or
-    ``<name>-*.pth``; in the cache of PyTorch's hub; at torchvision's server. Otherwise the weights stay random. A file
-    that is there but broken is an error, and so is a missing ``weights``: nobody gets other weights unawares.
+    The function uses the first that it finds: the file ``weights``; ``<name>.safetensors``, ``<name>.pth`` or
+    ``<name>-*.pth`` in ``<root>/weights/``; the cache of PyTorch's hub; torchvision's server. If there are none, the
+    weights are the random ones of :class:`Features`. A file that exists but is broken is an error, not skipped.
 
     Args:
         name: A key of ``NETWORKS``.
-        root: Folder of the data; need not exist.
-        weights: A file of tensors (``.safetensors``) or of a state dict (any other name, as ``torch.save`` writes it),
-            of the whole torchvision model or of its ``.features``.
-        download: Whether to download missing weights, into the hub's cache. A failure (a server silent for 10 seconds
-            counts) is no error.
+        root: Folder of the data; it need not exist.
+        weights: A ``.safetensors`` file, or a state dict written by ``torch.save``, of the whole torchvision model or
+            of its ``.features``. The file must exist.
+        download: Whether to download missing weights into the hub's cache. If the download fails, or the server does
+            not answer for 10 seconds, the weights stay random.
 
     Returns:
-        The network on the CPU, and a sentence such as "SqueezeNet 1.1 with ImageNet weights
+        The network on the CPU, and a description such as "SqueezeNet 1.1 with ImageNet weights
         (squeezenet1_1.safetensors)" or "SqueezeNet 1.1 with a fixed random initialisation, no ImageNet weights".
 
     Raises:
         InputError: If there is no such network, or if a file is missing, unreadable, not a state dict, of another
-            network, or holds values that are not finite.
+            network, or has values that are not finite.
     """
     features = Features(name)
     title = features.network.title
@@ -172,46 +177,55 @@ def load_features(
 
 
 def gram(features: Tensor) -> Tensor:
-    r"""Gram matrices of feature maps: which channels are active together, wherever that is (Gatys et al. 2015).
+    r"""Compute Gram matrices of feature maps: the correlations of their channels (Gatys et al. 2015).
 
     .. math:: G[b,c,d] = \frac{1}{C h w} \sum_{i,j} F[b,c,i,j] \, F[b,d,i,j]
 
-    Differs from the paper: the division, which makes pictures of different sizes comparable.
+    Differs from the paper: the division by C h w, which makes images of different sizes comparable.
 
     Args:
         features: (B, C, h, w).
 
     Returns:
         (B, C, C).
+
+    >>> import torch
+    >>> gram(torch.tensor([[[[1.0, 1.0]], [[1.0, -1.0]]]]))
+    tensor([[[0.5000, 0.0000],
+             [0.0000, 0.5000]]])
     """
     flat = features.flatten(2)
     with torch.autocast(features.device.type, enabled=False):
         return flat @ flat.mT / flat[0].numel()
 
 
-def smoothness(pictures: Tensor) -> Tensor:
-    """Mean squared difference of horizontal neighbours plus that of vertical ones: a rough picture has a large one.
+def smoothness(images: Tensor) -> Tensor:
+    """Compute the mean squared difference of horizontal neighbours plus that of vertical ones; 0 for a flat image.
 
     Args:
-        pictures: (B, C, H, W), at least 2 x 2 pixels.
+        images: (B, C, H, W), at least 2 x 2 pixels.
 
     Returns:
         (B,).
+
+    >>> import torch
+    >>> smoothness(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))
+    tensor([1.])
     """
-    across, down = pictures.diff(dim=3), pictures.diff(dim=2)
+    across, down = images.diff(dim=3), images.diff(dim=2)
     return across.square().mean((1, 2, 3)) + down.square().mean((1, 2, 3))
 
 
 def targets(features: Features, content: Tensor, style: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What :func:`style_transfer_loss` compares with. Without gradients.
+    """Compute the targets of :func:`style_transfer_loss`, without gradients.
 
     Args:
-        features: The network.
+        features: The feature network.
         content: (B, 3, H, W).
-        style: (B or 1, 3, H', W'): one for each picture or one for all, of any size.
+        style: (B or 1, 3, H', W'): one style for each image or one for all, of any size.
 
     Returns:
-        Feature maps (B, C, h, w) of the content layers and Gram matrices (B or 1, C, C) of the style layers, by layer.
+        By layer, feature maps (B, C, h, w) of the content and Gram matrices (B or 1, C, C) of the style.
     """
     with torch.no_grad():
         content_maps, style_maps = features(content), features(style)
@@ -223,61 +237,66 @@ def targets(features: Features, content: Tensor, style: Tensor) -> tuple[dict[st
 
 def style_transfer_loss(
     features: Features,
-    pictures: Tensor,
+    images: Tensor,
     content_targets: dict[str, Tensor],
     style_targets: dict[str, Tensor],
     alpha: float = ALPHA,
     beta: float = BETA,
     gamma: float = GAMMA,
 ) -> Tensor:
-    r"""How far pictures are from one picture's content in another's style (Andrychowicz et al. 2016, section 3.4).
+    r"""Compute the loss of style transfer (Andrychowicz et al. 2016, section 3.4).
 
     .. math:: f = \alpha L_{content} + \beta L_{style} + \gamma L_{smoothness}
 
-    Content is the squared error of feature maps, style that of Gram matrices, each the mean over its layers and each
-    relative to the target's own squares: 0 for the target, 1 for empty features.
+    The content loss is the squared error of feature maps, the style loss that of Gram matrices. Each is divided by the
+    sum of the target's squares and averaged over its layers: 0 for the target, 1 for features that are all zero.
 
-    Differs from the paper of Gatys et al. (2015): absolute errors there. The mean square of SqueezeNet's features grows
-    400-fold from relu1 to fire5; relative to their targets all layers count, and one set of weights fits all networks.
+    Differs from the paper of Gatys et al. (2015), which uses absolute errors. The mean square of SqueezeNet's features
+    grows 400-fold from relu1 to fire5. With relative errors all layers count, and one set of weights fits all networks.
 
-    Keep ``gamma`` above 0 with SqueezeNet: its first layer has stride 2 and no padding, so at even sizes the last row
-    and column of pixels are in no feature and only their neighbours hold them.
+    Keep ``gamma`` above 0 with SqueezeNet: its first layer has stride 2 and no padding, so at even sizes no feature
+    depends on the last row and column of pixels, and only the smoothness constrains them.
 
     Args:
-        features: The network.
-        pictures: (B, 3, H, W).
-        content_targets: The first of what :func:`targets` returns, of pictures of this size.
-        style_targets: The second.
-        alpha: Weight of the content.
-        beta: Weight of the style.
+        features: The feature network.
+        images: (B, 3, H, W).
+        content_targets: Feature maps from :func:`targets`, of a content of the same size.
+        style_targets: Gram matrices from :func:`targets`.
+        alpha: Weight of the content loss.
+        beta: Weight of the style loss.
         gamma: Weight of the smoothness.
 
     Returns:
-        (B,), differentiable in ``pictures`` any number of times.
+        (B,), differentiable with respect to ``images`` any number of times.
 
     Raises:
-        ValueError: The content is of another size than ``pictures``.
+        ValueError: If the content is of another size than ``images``.
+
+    >>> import torch
+    >>> features, image = Features("squeezenet1_1"), torch.rand(2, 3, 64, 64)
+    >>> style_transfer_loss(features, image, *targets(features, image, image), gamma=0)
+    tensor([0., 0.])
     """
-    maps = features(pictures)
+    maps = features(images)
     for name, target in content_targets.items():
         if target.shape[1:] != maps[name].shape[1:]:
             raise ValueError(
                 f"expected {name} of shape {tuple(target.shape[1:])} as in the content, got "
-                f"{tuple(maps[name].shape[1:])}: give pictures of the content's size"
+                f"{tuple(maps[name].shape[1:])}: give images of the content's size"
             )
     content = sum(_relative_error(maps[name], target) for name, target in content_targets.items())
     style = sum(_relative_error(gram(maps[name]), target) for name, target in style_targets.items())
-    return alpha / len(content_targets) * content + beta / len(style_targets) * style + gamma * smoothness(pictures)
+    return alpha / len(content_targets) * content + beta / len(style_targets) * style + gamma * smoothness(images)
 
 
 def _relative_error(value: Tensor, target: Tensor) -> Tensor:
-    """Squared error over the target's squares, (B,); features that are empty in the target give no division by 0."""
+    """Return the squared error divided by the sum of the target's squares, (B,), without a division by zero."""
     squares = target.square().flatten(1).sum(1)
     return (value - target).square().flatten(1).sum(1) / squares.clamp(min=1e-6)
 
 
 def _candidates(name: str, root: str | Path) -> Iterator[Path]:
-    # not <name>*: vgg16_bn and vgg16_features, for other preprocessing, are named alike
+    # <name>* would also match vgg16_bn and vgg16_features, which are other networks
     own, hub = Path(root) / "weights", Path(torch.hub.get_dir()) / "checkpoints"
     for folder, pattern in (
         (own, f"{name}.safetensors"),
@@ -289,17 +308,17 @@ def _candidates(name: str, root: str | Path) -> Iterator[Path]:
 
 
 def _download(features: Features) -> str | None:
-    """Fills the network with torchvision's weights and returns their file's name, None where that fails."""
+    """Load torchvision's weights from its server; return the name of their file, or None if that fails."""
     from torchvision import models
 
     weights = models.get_model_weights(features.name).IMAGENET1K_V1
     timeout = socket.getdefaulttimeout()
     try:
-        socket.setdefaulttimeout(10)  # torchvision sets none and would wait for ever behind a silent firewall
+        socket.setdefaulttimeout(10)  # torchvision sets none and would wait forever behind a silent firewall
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             state = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
         _fill(features, state, weights.url)
-    except Exception:  # no network, a full disk, a cache that cannot be written: there are always random weights
+    except Exception:  # no network, a full disk, a cache that cannot be written: the random weights remain
         return None
     finally:
         socket.setdefaulttimeout(timeout)
@@ -307,37 +326,37 @@ def _download(features: Features) -> str | None:
 
 
 def _read(path: Path) -> Any:
-    """What is in a file of weights; no code in it can run."""
+    """Read a weight file; no code in it can run."""
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise InputError(f"{path}: no such file: name a file of weights, or none to have them searched for")
+        raise InputError(f"{path}: no such file: give a weight file, or none to use the first that is found")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has a different exception for every way in which a file can be broken
+    except Exception as error:  # a broken file can raise any exception
         reason = textwrap.shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
         raise InputError(f"{path}: cannot be read as weights ({reason}): copy or download it again") from error
 
 
 def _fill(features: Features, state: Any, source: str | Path) -> None:
-    """Puts a state dict, of the whole model or of its ``.features``, into the network: all of it or nothing."""
+    """Load a state dict, of the whole model or of its ``.features``; an error leaves the network unchanged."""
     title, which = features.network.title, f"give torchvision's weights of {features.name}"
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{source}: not a state dict, that is tensors by name: save model.state_dict()")
-    whole = any(str(key).startswith("features.") for key in state)
+        raise InputError(f"{source}: not a state dict of tensors: save model.state_dict()")
+    whole_model = any(str(key).startswith("features.") for key in state)
     fitting = {}
     for key, own in features.state_dict().items():
-        theirs = key if whole else key.removeprefix("features.")
+        theirs = key if whole_model else key.removeprefix("features.")
         if theirs not in state:
-            raise InputError(f"{source}: has no tensor {theirs}, so it is not of {title}: {which}")
+            raise InputError(f"{source}: has no tensor {theirs}, so these are not weights of {title}: {which}")
         tensor = state[theirs]
         if tensor.shape != own.shape or not tensor.is_floating_point():
-            raise InputError(f"{source}: {theirs} is {_kind(tensor)}, {title} has {_kind(own)} there: {which}")
+            raise InputError(f"{source}: {theirs} is {_kind(tensor)}, in {title} it is {_kind(own)}: {which}")
         fitting[key] = tensor.to(own.dtype)
         if not fitting[key].isfinite().all():
-            raise InputError(f"{source}: {theirs} holds values that are not finite: copy or download it again")
+            raise InputError(f"{source}: {theirs} has values that are not finite: copy or download it again")
     features.load_state_dict(fitting)
 
 

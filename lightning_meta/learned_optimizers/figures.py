@@ -1,7 +1,4 @@
-"""Pictures of results: learning curves of several rules, and sheets of RGB pictures.
-
-Pictures are uint8 (3, H', W'), as ``add_image`` and ``write_png`` take them.
-"""
+"""Loss curves of several optimizers, as an image for ``add_image`` and ``write_png``."""
 
 import math
 from collections.abc import Sequence
@@ -12,12 +9,12 @@ from torch import Tensor
 from lightning_meta.drawing.canvas import to_tensor
 from lightning_meta.errors import InputError
 
-# Okabe and Ito (2008): colours that colour-blind people tell apart; yellow is left out, it is lost on white. Six
-# colours and seven line styles repeat together only after 42 rules.
+# Okabe and Ito (2008): colours that colour-blind people can distinguish, without yellow, which is hard to see on white.
+# A pair of one of six colours and one of seven line styles repeats only after 42 rules.
 _OURS = "#0072B2"
 _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000", "#56B4E9")
 _STYLES = ((5, 2), (7, 2, 1.5, 2), (1.2, 1.5), (12, 3), (5, 1.5, 1.2, 1.5, 1.2, 1.5), (2.5, 1.5), (9, 2, 4, 2))
-_DPI = 128  # a power of two: size / _DPI * _DPI is then just the size, to the pixel
+_DPI = 128  # a power of two, so that size / _DPI * _DPI is exactly the size
 
 
 def loss_curves(
@@ -27,29 +24,32 @@ def loss_curves(
     size: tuple[int, int] = (900, 600),
     marks: Sequence[int] = (),
 ) -> Tensor:
-    """Draw the loss of several rules against the step, on a logarithmic axis, one line a rule.
+    """Draw the losses of several rules against the step, on a logarithmic axis, with one line for each rule.
 
-    The figure of "Learning to learn by gradient descent by gradient descent" (Andrychowicz et al. 2016, figures 4 and
-    5). A line is the mean over problems, its band holds 80 % of them (the 10 % to the 90 % quantile). The legend gives
-    the mean at the last step.
+    This is the figure of Andrychowicz et al. 2016 (figures 4 and 5). A line is the mean over problems, and its band
+    covers the 10 % to 90 % quantiles. The legend gives the mean at the last step.
 
-    What climbs above ten times the highest mean loss at step 0 leaves the page, so that a rule that diverges does not
-    flatten the others. Where the mean is not finite the line stops; the band goes on, for it counts a problem that
-    diverged as one of the worst. What is below a tenth of the lowest mean lies below the page, losses of zero too.
+    The y axis is cut at ten times the largest initial mean loss, so that a rule that diverges does not flatten the
+    others, and at a tenth of the smallest mean. A line stops where its mean is not finite; its band continues, since
+    a problem that diverged counts as one of the worst.
 
     Args:
-        curves: The losses by name, each (problems, steps + 1), with problems and steps of its own, on any device and in
-            any precision. The first is ours: drawn boldest and on top.
-        title: Text above the axes; none: no such line.
+        curves: Losses by the name of the rule, (problems, steps + 1). Numbers of problems and steps, devices and
+            dtypes can differ. The first rule is ours: its line is the boldest and on top.
+        title: Text above the axes, if any.
         ylabel: Name of the loss, with its unit.
-        size: Width and height of the picture in pixels.
-        marks: Steps with a vertical dotted line, such as the end of the horizon that the rule was trained on.
+        size: Width and height of the image in pixels.
+        marks: Steps at which to draw a vertical dotted line, such as the last step of the training's horizon.
 
     Returns:
-        Picture (3, H', W'), uint8, of just this size.
+        Image (3, height, width), uint8.
 
     Raises:
         InputError: If there is no curve or one is not (problems, steps + 1).
+
+    >>> import torch
+    >>> loss_curves({"ours": torch.rand(8, 21), "Adam": torch.rand(8, 21)}, size=(300, 200)).shape
+    torch.Size([3, 200, 300])
     """
     import numpy as np
 
@@ -59,7 +59,7 @@ def loss_curves(
 
 
 def _loss_figure(curves: dict[str, Tensor], title: str, ylabel: str, size: tuple[int, int], marks: Sequence[int]):
-    # The object API: pyplot would keep the figure in a global list and could choose a backend with windows
+    # No pyplot: it would keep the figure in a global list and could choose a backend that needs a display
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -81,7 +81,7 @@ def _loss_figure(curves: dict[str, Tensor], title: str, ylabel: str, size: tuple
     for i, (name, line) in enumerate(lines.items()):
         colour = _COLOURS[(i - 1) % len(_COLOURS)] if i else _OURS
         final = f"{line[0, -1]:.3g}" if line[0, -1].isfinite() else "diverged"
-        # Outside the page only the direction matters; numbers like 1e300 would overflow as pixels
+        # Values far outside the axes only show a direction; 1e300 would overflow as a pixel
         mean, low, high = line.clamp(bottom * 1e-3, top * 1e3).numpy()
         if len(curves[name]) > 1:
             axes.fill_between(
@@ -98,7 +98,7 @@ def _loss_figure(curves: dict[str, Tensor], title: str, ylabel: str, size: tuple
     for mark in marks:
         axes.axvline(mark, color="0.4", linewidth=points / 12, linestyle=":", zorder=1)
 
-    # Up to three decades have room for more than powers of ten
+    # Up to three decades, there is room for more ticks than powers of ten
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if top < 1000 * bottom else (1,)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -117,7 +117,7 @@ def _loss_figure(curves: dict[str, Tensor], title: str, ylabel: str, size: tuple
 
 
 def _mean_and_band(name: str, losses: Tensor) -> Tensor:
-    """Mean, 10 % and 90 % quantile over problems: (3, steps + 1), float64; NaN where a mean is not finite."""
+    """Compute mean, 10 % and 90 % quantile over problems, (3, steps + 1), float64; a mean can be NaN."""
     import numpy as np
 
     if losses.ndim != 2 or not losses.numel():
@@ -125,16 +125,16 @@ def _mean_and_band(name: str, losses: Tensor) -> Tensor:
     losses = losses.detach().cpu().double()
     mean = losses.mean(0)
     mean = torch.where(mean.isfinite(), mean, torch.nan)
-    # A problem that diverged counts as a very bad one; NaN itself would void the quantiles of the others. NumPy, since
+    # NaN would make every quantile NaN, so a problem that diverged counts as a very large loss. NumPy, since
     # torch.quantile refuses large tensors
     band = np.quantile(losses.nan_to_num(1e300, 1e300, -1e300).numpy(), (0.1, 0.9), axis=0)
     return torch.cat([mean[None], torch.from_numpy(band)])
 
 
 def _limits(lines: list[Tensor]) -> tuple[float, float]:
-    """Ends of the axis for lines and bands of (3, steps + 1), with some air around them."""
+    """Compute the ends of the y axis, with a margin, for lines and bands of (3, steps + 1)."""
     values = torch.cat([line.flatten() for line in lines])
-    values = values[(values > 0) & (values < 1e100)]  # no NaN, and no quantile of problems that diverged
+    values = values[(values > 0) & (values < 1e100)]  # neither NaN nor quantiles of problems that diverged
     first = torch.stack([line[0, 0] for line in lines])
     first = first[first.isfinite() & (first > 0)]
     if not len(values):
@@ -142,19 +142,19 @@ def _limits(lines: list[Tensor]) -> tuple[float, float]:
     highest = values.max()
     if len(first):
         highest = min(highest, 10 * first.max())
-    # One loss of 1e-40 must not flatten the others either
+    # One loss of 1e-40 must not flatten the others
     lowest = values[values >= 1e-12 * highest].min()
     means = torch.cat([line[0] for line in lines])
     means = means[(means >= lowest) & (means < 1e100)]
-    if len(means):  # the lines are what is compared: a band of many decades may leave the page
+    if len(means):  # the lines matter more: a band of many decades can leave the axes
         lowest = max(lowest, means.min() / 10)
-    lowest = min(lowest, highest)  # all that is left may lie above the page
-    air = max(1.1, (highest / lowest) ** 0.04)
-    return float(lowest / air), float(highest * air)
+    lowest = min(lowest, highest)  # all values left can lie above the axes
+    margin = max(1.1, (highest / lowest) ** 0.04)
+    return float(lowest / margin), float(highest * margin)
 
 
 def _place_legend(axes, lines: Tensor) -> None:
-    """Put the legend at the top where the lines and bands (N, steps + 1) are lowest, and raise the top above them."""
+    """Put the legend at the top, where lines and bands (N, steps + 1) are lowest, and raise the y limit above them."""
     axes.figure.draw_without_rendering()  # the legend has no size before the layout
     legend = axes.get_legend().get_window_extent().transformed(axes.transAxes.inverted())
     left, width = legend.x0, legend.width
@@ -164,11 +164,11 @@ def _place_legend(axes, lines: Tensor) -> None:
         steps = lines.shape[1] - 1
         under = lines[:, int(start * steps) : math.ceil((start + width) * steps) + 1]
         seen = (under > bottom) & (under <= top)
-        leaving = seen.any(1) & (under > top).any(1)  # no room is enough for a rule that diverges just here
+        leaving = seen.any(1) & (under > top).any(1)  # a rule that diverges here would cross any legend
         highest = under[seen].max() if seen.any() else bottom
         heights[place] = math.inf if leaving.any() else math.log(highest / bottom) / math.log(top / bottom)
     place = min(heights, key=heights.get)
     axes.get_legend().set_loc(place)
-    room = max(0.4, legend.y0 - 0.02)  # many rules on a small page: rather some hidden than all flat
+    room = max(0.4, legend.y0 - 0.02)  # many rules on a small figure: hiding some is better than flattening all
     if room < heights[place] < math.inf:
         axes.set_ylim(bottom, bottom * (top / bottom) ** (heights[place] / room))

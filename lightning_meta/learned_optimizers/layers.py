@@ -1,4 +1,4 @@
-"""The learned optimizer of Andrychowicz et al. 2016: a small recurrent network that writes every parameter's update.
+"""The learned optimizer of Andrychowicz et al. 2016: a small recurrent network that computes every parameter's update.
 
 Shapes: B inner problems of n coordinates (parameters) each; N coordinates in one call; T inner steps; H hidden units.
 """
@@ -10,20 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-State = list[tuple[Tensor, Tensor]]  # (h, c) of each LSTM layer, (N, H): one state a coordinate
+State = list[tuple[Tensor, Tensor]]  # (h, c) of each LSTM layer, (N, H): one state for each coordinate
 
 
 def log_sign(gradients: Tensor, p: float = 10.0) -> Tensor:
-    r"""Gradients as a network can read them, whatever their size (appendix A).
+    r"""Split gradients into logarithm and sign, so that a network can read all magnitudes (appendix A).
 
-    .. math:: x \mapsto (\log|x| / p, \mathrm{sgn}\,x) \text{ where } |x| \ge e^{-p}, \text{ else } (-1, e^p x)
+    .. math:: x \mapsto (\log|x| / p, \mathrm{sgn}\,x) \text{ if } |x| \ge e^{-p}, \text{ else } (-1, e^p x)
 
     Args:
-        gradients: Any shape.
-        p: How small a gradient may be before it counts as none.
+        gradients: (...), any shape.
+        p: Gradients below e^-p count as small.
 
     Returns:
-        The same shape and a last dimension of 2.
+        (..., 2).
+
+    >>> import torch
+    >>> log_sign(torch.tensor([1.0, -1.0, 0.0]))
+    tensor([[ 0.,  1.],
+            [ 0., -1.],
+            [-1.,  0.]])
     """
     size = gradients.abs().clamp(min=math.exp(-p)).log() / p
     return torch.stack([size, (math.exp(p) * gradients).clamp(-1, 1)], -1)
@@ -34,18 +40,24 @@ class UpdateNetwork(nn.Module):
 
     .. math:: (g_t, h_{t+1}) = m(\nabla_t, h_t; \phi)
 
-    Two LSTM layers and a linear output read one coordinate's gradients and write its updates. With 20 units it has
-    5,301 weights. Differs from the paper: torch's LSTM has two bias vectors a layer where one would do (5,141).
-    The paper does not say how the output starts; here with a tenth of torch's weights and no bias, since a bias would
-    push every parameter the same way at each step.
+    LSTM layers and a linear output map one coordinate's gradients to its updates. With two layers of 20 units the
+    network has 5,301 weights. Differs from the paper: torch's LSTM has two bias vectors in each layer; with one it
+    would have 5,141. The paper does not say how the output is initialised: here its weights are a tenth of torch's
+    usual ones and its bias is zero, since a bias would push every parameter in the same direction at each step.
 
     Args:
         hidden_size: Units of each layer (paper: 20).
-        num_layers: LSTM layers (paper: 2).
-        p: Of ``log_sign``; None feeds the gradient as it is (paper: 10; None for the quadratics).
+        num_layers: Number of LSTM layers (paper: 2).
+        p: Parameter of ``log_sign`` (paper: 10). None feeds the gradient as it is (paper: for the quadratics).
         output_scale: Factor on the output (paper: 0.1 on MNIST, 1 elsewhere).
-        averaging_cells: The first so many units of each layer put out their mean over all coordinates of a problem:
-            the global averaging cells of the LSTM+GAC (appendix D).
+        averaging_cells: Number of units in each layer whose output is replaced by its mean over all coordinates of a
+            problem: the global averaging cells of the LSTM+GAC (appendix D).
+
+    >>> import torch
+    >>> network = UpdateNetwork()
+    >>> updates, state = network(torch.randn(5, 3), network.start(3))  # 5 steps, 3 coordinates
+    >>> updates.shape, len(state), state[0][0].shape
+    (torch.Size([5, 3]), 2, torch.Size([3, 20]))
     """
 
     def __init__(
@@ -66,22 +78,22 @@ class UpdateNetwork(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def start(self, coordinates: int) -> State:
-        """The state of coordinates that have not moved: zeros."""
+        """Return the state before the first step: zeros."""
         zeros = self.output.weight.new_zeros(coordinates, self.hidden_size)
         return [(zeros, zeros) for _ in self.layers]
 
     def forward(self, gradients: Tensor, state: State, problems: int = 1) -> tuple[Tensor, State]:
-        """Updates for a sequence of gradients.
+        """Compute updates for a sequence of gradients.
 
         Args:
-            gradients: (T, N), the coordinates of one problem after those of another.
-            state: Before the first of them.
-            problems: How many problems the coordinates belong to, all of one size; read by the averaging cells.
+            gradients: (T, N): the coordinates of the first problem, then those of the second, and so on.
+            state: State before the first step.
+            problems: Number of problems that the coordinates belong to, all of one size; only averaging cells use it.
 
         Returns:
-            Updates (T, N); the state after the last.
+            Updates (T, N); the state after the last step.
         """
-        if self.averaging_cells and len(gradients) > 1:  # each step needs the averages of the one before
+        if self.averaging_cells and len(gradients) > 1:  # each step needs the averages of the previous one
             updates = []
             for gradient in gradients.split(1):
                 update, state = self(gradient, state, problems)
@@ -103,14 +115,20 @@ class UpdateNetwork(nn.Module):
 
 
 class LearnedRule(nn.Module):
-    """The optimizer of a whole network: one ``UpdateNetwork``, or one for convolution kernels and one for the rest.
+    """Compute the updates of all parameters of a model.
 
-    Two networks are the paper's choice for CIFAR-10 (section 3.3), whose convolutional and fully connected parameters
-    have gradients of different kinds. A kernel is a parameter of four dimensions.
+    One ``UpdateNetwork`` serves all parameters, or one serves convolution kernels and another the rest. The paper uses
+    two for CIFAR-10 (section 3.3). A kernel is a parameter of four dimensions.
 
     Args:
         separate_convolutions: Whether kernels have a network of their own.
-        options: Of ``UpdateNetwork``, for each network.
+        options: Arguments of ``UpdateNetwork``, for each network.
+
+    >>> import torch
+    >>> rule, shapes = LearnedRule(), [(4, 3), (4,)]  # the shapes of a linear layer's parameters
+    >>> updates, state = rule(torch.randn(5, 2, 16), rule.start(2, shapes), shapes)  # 5 steps, 2 problems
+    >>> updates.shape
+    torch.Size([5, 2, 16])
     """
 
     networks: Any  # an nn.ModuleDict of UpdateNetwork
@@ -121,11 +139,11 @@ class LearnedRule(nn.Module):
         self.networks = nn.ModuleDict({name: UpdateNetwork(**options) for name in names})
 
     def name_of(self, shape: Sequence[int]) -> str:
-        """Which network a parameter of this shape belongs to."""
+        """Return the name of the network that serves parameters of this shape."""
         return "all" if "all" in self.networks else "kernels" if len(shape) == 4 else "others"
 
     def split(self, values: Tensor, shapes: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """(T, B, n), n the coordinates of parameters of these ``shapes``, to (T, B*k) for each network."""
+        """Split (T, B, n), the coordinates of parameters of these ``shapes``, into (T, B*k) for each network."""
         if "all" in self.networks:
             return {"all": values.flatten(1)}
         parts: dict[str, tuple[Tensor, ...]] = dict.fromkeys(map(self.name_of, shapes), ())
@@ -134,7 +152,7 @@ class LearnedRule(nn.Module):
         return {name: torch.cat(part, -1).flatten(1) for name, part in parts.items()}
 
     def join(self, parts: dict[str, Tensor], problems: int, shapes: Sequence[Sequence[int]]) -> Tensor:
-        """The inverse of ``split``."""
+        """Invert ``split``."""
         if "all" in parts:
             return parts["all"].unflatten(1, (problems, -1))
         sizes = {name: [math.prod(s) for s in shapes if self.name_of(s) == name] for name in parts}
@@ -142,7 +160,7 @@ class LearnedRule(nn.Module):
         return torch.cat([next(rows[self.name_of(shape)]) for shape in shapes], -1)
 
     def start(self, problems: int, shapes: Sequence[Sequence[int]]) -> dict[str, State]:
-        """The state before the first step of ``problems`` problems with parameters of these shapes."""
+        """Return the state before the first step of ``problems`` problems with parameters of these shapes."""
         counts = dict.fromkeys(map(self.name_of, shapes), 0)
         for shape in shapes:
             counts[self.name_of(shape)] += math.prod(shape) * problems
@@ -151,7 +169,7 @@ class LearnedRule(nn.Module):
     def forward(
         self, gradients: Tensor, state: dict[str, State], shapes: Sequence[Sequence[int]]
     ) -> tuple[Tensor, dict[str, State]]:
-        """Updates (T, B, n) for gradients (T, B, n), and the state after the last; see ``UpdateNetwork``."""
+        """Compute updates (T, B, n) for gradients (T, B, n), and the state after the last step."""
         problems = gradients.shape[1]
         updates, after = {}, {}
         for name, part in self.split(gradients, shapes).items():

@@ -1,4 +1,4 @@
-"""Meta-training of an optimizer (Andrychowicz et al. 2016), and its comparison with tuned hand-made ones.
+"""Meta-training of an optimizer (Andrychowicz et al. 2016) and comparison with tuned hand-made optimizers.
 
 Shapes: B inner problems of n coordinates each; T inner steps.
 """
@@ -37,33 +37,34 @@ OURS = "learned optimizer"
 
 
 class LearningToLearn(Experiment):
-    """Trains a recurrent network to be an optimizer: segments of ``MetaSchedule`` are chunks of an inner optimization.
+    """Train a recurrent network to be an optimizer; the segments of ``MetaSchedule`` are chunks of a trajectory.
 
-    An outer step runs the chunk, takes the sum of its losses, and changes the network so that they would have been
-    lower. Parameters and states are carried over to the next chunk, gradients are not.
+    An outer step runs one chunk of the inner optimization and updates the network by the gradient of the chunk's outer
+    loss. The next chunk starts from the parameters and states at the end of this one; gradients stop there.
 
-    Mixed precision changes nothing here: 20 units would not gain, and small updates would be lost.
+    The module computes in full precision under mixed precision too: with 20 units it would not be faster, and it would
+    lose small updates.
 
     Args:
         hidden_size: Units of each LSTM layer (paper: 20).
-        num_layers: LSTM layers (paper: 2).
-        p: Of the gradients' preprocessing (paper: 10). None: none, as for the quadratics.
+        num_layers: Number of LSTM layers (paper: 2).
+        p: Parameter of the gradients' preprocessing (paper: 10). None: no preprocessing, as for the quadratics.
         output_scale: Factor on the network's output (paper: 0.1 for MNIST, 1 elsewhere).
-        averaging_cells: Units of each layer that are averaged over all coordinates: the LSTM+GAC of appendix D.
-        separate_convolutions: One network for convolution kernels and one for all else (paper: for CIFAR-10).
-        second_order: Differentiate the inner gradients too (paper: no).
-        objective: ``sum`` of the losses along the way (paper), or of their logarithms ``log`` (Wichrowska et al. 2017),
-            which rewards small losses as they become smaller.
-        late: Exponent k of the weights w_t = (t / ``data.steps``)^k along a trajectory: how much more late losses count
-            than early ones (paper: 0, all alike).
-        imitation_steps: Trajectories that begin before this outer step imitate Adam along Adam's own path (Chen et al.
-            2020).
+        averaging_cells: Number of units in each layer that are averaged over all coordinates: the LSTM+GAC of
+            appendix D.
+        separate_convolutions: Whether convolution kernels have a network of their own (paper: for CIFAR-10).
+        second_order: Whether to differentiate the inner gradients too (paper: no).
+        objective: ``sum`` of the losses of the trajectory (paper), or sum of their logarithms, ``log`` (Wichrowska et
+            al. 2017), in which a loss that halves counts the same at every size.
+        late: Exponent k of the weights w_t = (t / ``data.steps``)^k of the losses: the larger it is, the more late
+            losses count (paper: 0, all weights equal).
+        imitation_steps: Trajectories that begin before this outer step imitate Adam on Adam's own trajectory (Chen et
+            al. 2020).
         imitation_lr: Learning rate of that Adam.
-        lr: Learning rate of the outer Adam, which falls to zero along a cosine over ``trainer.max_steps`` if
-            ``lr_decay``.
-        lr_decay: See ``lr``.
-        baselines: Hand-made rules to compare with (SGD, momentum, NAG, RMSprop, Adam), each with the grid from which it
-            gets its best learning rate.
+        lr: Learning rate of the outer Adam.
+        lr_decay: Whether ``lr`` falls to zero along a cosine over ``trainer.max_steps``.
+        baselines: Hand-made rules to compare with (SGD, momentum, NAG, RMSprop, Adam), each with the grid from which
+            its best learning rate is chosen.
     """
 
     def __init__(
@@ -96,7 +97,9 @@ class LearningToLearn(Experiment):
                 f"model.baselines: {unknown[0]}: give some of {', '.join(RULES)}, each with learning rates"
             )
         if averaging_cells > hidden_size:
-            raise InputError(f"model.averaging_cells: {averaging_cells} of {hidden_size} units: choose fewer")
+            raise InputError(
+                f"model.averaging_cells: {averaging_cells} of {hidden_size} units: use {hidden_size} at most"
+            )
         self.rule = LearnedRule(
             separate_convolutions,
             hidden_size=hidden_size,
@@ -105,10 +108,8 @@ class LearningToLearn(Experiment):
             output_scale=output_scale,
             averaging_cells=averaging_cells,
         )
-        # theta, the rule's state, and the teacher's where there is one: what a chunk leaves to the next
-        # NaNs count: left out, as torchmetrics does by default, they would make a rule that diverges look better
-        self.final_loss, self.summed_loss = (Mean() for _ in range(2))
-        self.rates: dict[str, dict[str, float]] = {}  # of each test case, the rate that each baseline got
+        self.final_loss, self.summed_loss = Mean(), Mean()  # with NaN, or a rule that diverges would look better
+        self.rates: dict[str, dict[str, float]] = {}  # by test case: the chosen rate of each baseline
 
     def configure_optimizers(self):
         factor = cosine(self.trainer.max_steps) if self.hparams.lr_decay else constant
@@ -126,11 +127,11 @@ class LearningToLearn(Experiment):
         return loss
 
     def _unroll(self, batch: Problems) -> tuple[Tensor, Tensor, Tensor]:
-        """The chunk's outer loss, inner losses (T + 1, B) and which problems are finite; moves the carry to its end."""
+        """Run a chunk; return its outer loss, its inner losses (T + 1, B) and which problems are finite (B,)."""
         theta, state, log = self.carry["theta"], self.carry["state"], self.hparams.objective == "log"
         run = unroll(self.rule, batch, theta, state, batch.segment.start, batch.segment.stop)
         self.carry = {"theta": run.theta, "state": run.state}
-        # A problem that left the numbers is dropped: it counts for nothing until its horizon ends.
+        # A problem that has diverged is dropped: it counts as zero until its horizon ends
         times = torch.arange(batch.segment.start, batch.segment.stop + 1).to(run.losses)[:, None]
         weights = (times / self.trainer.datamodule.hparams.steps) ** self.hparams.late  # 0 ** 0 is 1
         if self.hparams.second_order:
@@ -140,7 +141,7 @@ class LearningToLearn(Experiment):
         return loss, run.losses, run.finite
 
     def _imitate(self, batch: Problems) -> tuple[Tensor, Tensor, Tensor]:
-        """The same along the teacher's path."""
+        """Run a chunk of the teacher's trajectory; return the same as ``_unroll``."""
         theta = self.carry["theta"].clone()
         teacher = self._teacher(theta)
         teacher.load_state_dict(self.carry["teacher"])
@@ -177,7 +178,7 @@ class LearningToLearn(Experiment):
             self._tune(case)
 
     def _tune(self, case: str) -> None:
-        """Chooses every baseline's learning rate for a test case, on problems from the training data."""
+        """Choose every baseline's learning rate for a test case, on problems from the training data."""
         if case in self.rates:
             return
         problems = self.trainer.datamodule.tuning_problems(case, next(self.parameters()))
@@ -198,14 +199,14 @@ class LearningToLearn(Experiment):
             metric.update(losses.T)
 
     def compare(self, batch: Problems, case: str | None = None) -> dict[str, tuple[Tensor, Tensor]]:
-        """Minimises with the learned optimizer and with the tuned ones, from the same points.
+        """Minimise with the learned optimizer and with the baselines, from the same starting points.
 
         Args:
             batch: The problems.
-            case: The test case whose learning rates the tuned ones take. None: the first.
+            case: The test case for which the baselines' learning rates were chosen. None: the first.
 
         Returns:
-            By rule, ours first: losses (T + 1, B) and the last theta (B, n).
+            By rule, the learned optimizer first: losses (T + 1, B) and the last theta (B, n).
         """
         steps, case = batch.segment.stop, case or next(iter(self.trainer.datamodule.cases))
         self._tune(case)
@@ -215,23 +216,23 @@ class LearningToLearn(Experiment):
             }
 
     def on_test_epoch_end(self) -> None:
-        measures, pictures = [], {}
+        measures, figures = [], {}
         for case, metrics in self.curves.items():
             curves = {rule: metric.compute() for rule, metric in metrics.items()}  # (problems, T + 1) each
             last = {rule: losses[:, -1] for rule, losses in curves.items()}
             measures.append(self._measure(f"{case}, last loss", last | {"no step": curves[OURS][:, 0]}))
             rival = min(list(last)[1:], key=lambda rule: last[rule].nan_to_num(math.inf, math.inf).mean(), default=OURS)
             measures.append(self._measure(f"{case}, last loss less that of {rival}", {OURS: last[OURS] - last[rival]}))
-            if len(measures) == 2:  # the first case is the one that the optimizer was trained for
+            if len(measures) == 2:  # the first case has the problems of the training
                 summed = {rule: losses[:, 1:].sum(1) for rule, losses in curves.items()}
                 measures.append(self._measure(f"{case}, sum of the losses", summed))
                 measures.append(self._measure(f"{case}, median last loss", last, torch.Tensor.median))
-            pictures[case] = self._draw(case, curves)
+            figures[case] = self._draw(case, curves)
         self.measure, *self.further_measures = measures
-        self._show(pictures)
+        self._show(figures)
 
     def _measure(self, name: str, values: dict[str, Tensor], statistic: Any = torch.Tensor.mean) -> Measure:
-        """Logs a statistic of the problems' values (problems,), ours first, and the means' 95 % intervals."""
+        """Log a statistic of each rule's values (problems,), ours first, and for means their 95 % intervals."""
         for rule, value in values.items():
             if statistic is torch.Tensor.mean:
                 self.log_mean(f"test/{name}/{rule}", value)
@@ -248,19 +249,19 @@ class LearningToLearn(Experiment):
         return loss_curves(curves, case, marks=[horizon] if steps > horizon else [])
 
     @rank_zero_only
-    def _show(self, pictures: dict[str, Tensor]) -> None:
-        """Puts the figures of the test into the run's folder and into TensorBoard."""
-        for case, picture in pictures.items() if not self.trainer.fast_dev_run else ():
-            write_png(Path(self.logger.log_dir) / f"{case.replace(' ', '_').replace('/', '_')}.png", picture)
+    def _show(self, figures: dict[str, Tensor]) -> None:
+        """Write the figures of the test to the run's folder and to TensorBoard."""
+        for case, figure in figures.items() if not self.trainer.fast_dev_run else ():
+            write_png(Path(self.logger.log_dir) / f"{case.replace(' ', '_').replace('/', '_')}.png", figure)
             for logger in self.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(f"test/{case}", picture, self.global_step)
+                    logger.experiment.add_image(f"test/{case}", figure, self.global_step)
 
     def pictures(self, batch: Problems) -> dict[str, Tensor]:
-        """The learned optimizer's curve on the batch beside those of the tuned ones, uint8 (3, H', W')."""
+        """Draw the loss curves of the learned optimizer and the baselines on the batch, uint8 (3, H', W')."""
         return {"curves": self._draw("validation", {rule: run[0].T for rule, run in self.compare(batch).items()})}
 
     def predict_step(self, batch: Problems, batch_idx: int) -> dict[str, Tensor]:
-        """The same by file name."""
+        """Return the loss curves of the learned optimizer and the baselines, by file name."""
         curves = {rule: losses.T for rule, (losses, _) in self.compare(batch).items()}
         return {f"{batch.segment.problem:03d}_curves.png": self._draw("prediction", curves)}

@@ -1,7 +1,4 @@
-"""Inner problems for training, validation and test, drawn by their number (Andrychowicz et al. 2016, section 3).
-
-Shapes: B problems of n coordinates each; minibatches of M images.
-"""
+"""Data modules of inner problems for training, validation and test (Andrychowicz et al. 2016, section 3)."""
 
 from typing import Any, Literal
 
@@ -13,7 +10,7 @@ from lightning_meta.command_options import Integers
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.problem_sets import (
     ClassificationSet,
-    Drawn,
+    DrawnProblems,
     OneQuadratic,
     ProblemSet,
     QuadraticSet,
@@ -26,22 +23,20 @@ from lightning_meta.sources import labelled_images
 
 
 class InnerProblemsDataModule(MetaDataModule):
-    """What all experiments of this paper share: which problems are drawn for what.
-
-    Test cases are given by name, each with what differs from the training problems: ``{"two layers": {"hidden": [20,
-    20]}}``; ``steps`` differs where an optimizer is run for longer than it was trained for.
+    """Base class of this paper's data modules: it makes the set of problems of each split and test case.
 
     Args:
-        batch_size: Inner problems a process and outer step.
+        batch_size: Inner problems for each process and outer step.
         steps: Inner steps in validation and test.
-        val_problems: To validate on.
-        test_problems: To test on, for each test case.
-        tune_problems: Problems from the training data on which the baselines' learning rates are chosen.
-        predict_problems: Problems that ``predict`` shows.
-        tests: Further test cases by name.
+        val_problems: Number of problems to validate on.
+        test_problems: Number of problems to test on, for each test case.
+        tune_problems: Number of problems from the training data on which the baselines' learning rates are chosen.
+        predict_problems: Number of problems that ``predict`` shows.
+        tests: Further test cases: by name, the options in which the problems differ from the training problems, such
+            as ``{"two layers": {"hidden": [20, 20]}}`` or ``{"200 steps": {"steps": 200}}``.
         random_scaling: Width r of the random scaling of coordinates in training (Lv et al. 2017: 3). 0: none.
-        num_workers: Processes that draw problems; 0 draws them in the training process.
-        seed: Of the training problems.
+        num_workers: Number of processes that draw problems. 0: the training process draws them.
+        seed: Seed of the training problems.
     """
 
     unit = "nats"
@@ -67,15 +62,19 @@ class InnerProblemsDataModule(MetaDataModule):
         self.counts = {"val": val_problems, "test": test_problems, "predict": predict_problems}
 
     def problem_set(self, name: str, **case: Any) -> ProblemSet:
-        """The problems of one split, with what a test case has different.
+        """Make the set of problems of a split or test case.
+
+        Args:
+            name: The split; for a test case ``SPLIT/CASE``.
+            case: Options of the test case.
 
         Raises:
-            TypeError: For an option that the problems do not have.
+            TypeError: If the problems do not have such an option.
         """
         raise NotImplementedError
 
     def add_sets(self) -> None:
-        """Makes the sets of problems, once the data are there."""
+        """Make the sets of all splits and test cases; ``make_sets`` calls this after it has read the data."""
         names = {"train": {}, "val": {}, "predict": {}}
         names |= {f"{split}/{case}": options for case, options in self.cases.items() for split in ("test", "tune")}
         for name, options in names.items():
@@ -83,16 +82,18 @@ class InnerProblemsDataModule(MetaDataModule):
             try:
                 self.sets[name] = self.problem_set(name, **options)
             except (TypeError, KeyError) as error:
-                raise InputError(
-                    f"data.tests: {name.split('/')[-1]}: {error}: check the options of this case"
-                ) from error
+                case = name.split("/")[-1]
+                raise InputError(f"data.tests: {case}: {error}: check the options of this case") from error
 
     def case_steps(self, case: str) -> int:
-        """Inner steps of a test case."""
+        """Return the number of inner steps of a test case."""
         return self.cases[case].get("steps", self.hparams.steps)
 
     def tuning_problems(self, case: str, like: Tensor) -> Problems:
-        """Problems from the training data on which to choose the learning rates of a test case, where ``like`` is."""
+        """Return problems on which to choose the learning rates of a test case, on the device of ``like``.
+
+        Their data are training data.
+        """
         return self.sets[f"tune/{case}"].batch(self.hparams.tune_problems, self.case_steps(case), like)
 
     def test_dataloader(self) -> list[DataLoader]:
@@ -100,19 +101,26 @@ class InnerProblemsDataModule(MetaDataModule):
             self.evaluation_loader(f"test/{case}", self.counts["test"], self.case_steps(case)) for case in self.cases
         ]
 
-    def on_after_batch_transfer(self, batch: Drawn, dataloader_idx: int) -> Problems:
+    def on_after_batch_transfer(self, batch: DrawnProblems, dataloader_idx: int) -> Problems:
         return self.sets[batch.set_name].problems(batch)
 
 
 class QuadraticDataModule(InnerProblemsDataModule):
-    """Random quadratics of section 3.1; ``predict`` takes one of the user's own.
+    """Random quadratics of section 3.1; ``predict`` can minimise a quadratic of the user's.
 
     Args:
-        dimension: n (paper: 10).
-        entries: Of W and y: ``normal`` as in the paper, ``uniform`` in [0, 1] as in the authors' code.
+        dimension: Number n of coordinates (paper: 10).
+        entries: Distribution of the entries of W and y: ``normal`` as in the paper, or ``uniform`` in [0, 1] as in
+            the authors' code.
         start_std: Standard deviation of theta_0 (authors' code: 0.01).
-        problem: What ``predict`` minimises: an ``.npz`` file with W (n, n) and y (n,). None: test problems.
-        options: Of ``InnerProblemsDataModule``.
+        problem: An ``.npz`` file with W (n, n) and y (n,) that ``predict`` minimises. None: random quadratics.
+        options: Options of ``InnerProblemsDataModule``.
+
+    >>> import torch
+    >>> data = QuadraticDataModule(dimension=3, test_problems=2)
+    >>> data.setup("test")
+    >>> data.sets["test/100 steps"].batch(2, steps=100, like=torch.zeros(())).W.shape
+    torch.Size([2, 3, 3])
     """
 
     unit = "squared error"
@@ -142,14 +150,14 @@ class QuadraticDataModule(InnerProblemsDataModule):
 
 
 class ClassificationProblemsDataModule(InnerProblemsDataModule, LabelledImageDataModule):
-    """Small networks that learn to classify images: what ``DigitProblems`` and ``PictureProblems`` share.
+    """Base class for small networks that learn to classify images.
 
     Training problems draw their minibatches from five sixths of the training images, validation problems from the
-    rest, test problems from the test images: the data are new there too.
+    rest, and test problems from the test images.
     """
 
     def network(self, classes: int, **case: Any) -> nn.Module:
-        """The network of a problem, with what a test case has different."""
+        """Make the network of a problem, with the options of a test case."""
         raise NotImplementedError
 
     def make_sets(self, stage: str) -> None:
@@ -177,21 +185,21 @@ class ClassificationProblemsDataModule(InnerProblemsDataModule, LabelledImageDat
 
 
 class DigitProblemsDataModule(ClassificationProblemsDataModule):
-    """Section 3.2: a small MLP that learns MNIST, or the user's own pictures in grey.
+    """Section 3.2: a small MLP that learns MNIST, or the user's images in grey.
 
     Args:
         root: Folder with ``MNIST/raw/``.
-        source: ``paper`` insists on MNIST; ``stand-in`` takes scikit-learn's 8x8 digits, enlarged; ``auto`` takes
-            MNIST where it lies or can be downloaded, else the stand-in.
-        download: Whether to fetch MNIST into ``root`` where it is missing.
-        pictures: A folder or archive of the user's own: one folder of pictures a class, or these below ``train`` and
-            ``test``. They are scaled to 28x28 in grey.
+        source: ``paper`` uses MNIST; ``stand-in`` uses scikit-learn's 8x8 digits, enlarged; ``auto`` uses MNIST if it
+            is below ``root`` or can be downloaded, else the stand-in.
+        download: Whether to download MNIST into ``root`` if it is missing.
+        pictures: The user's images, a folder or archive with one folder of images for each class, or with such folders
+            below ``train`` and ``test``. They are scaled to 28x28 pixels in grey.
         hidden: Units of each hidden layer (paper: [20]).
         activation: ``sigmoid`` (paper) or ``relu``.
-        minibatch: Images of an inner step (paper: 128).
-        start_std: Standard deviation of theta_0, weights and biases (authors' code: 0.01). Baselines depend on it: all
-            rules start from the same theta_0.
-        options: Of ``InnerProblemsDataModule``.
+        minibatch: Number of images in an inner step (paper: 128).
+        start_std: Standard deviation of theta_0, weights and biases (authors' code: 0.01). The results of the
+            baselines depend on it too, since all rules start from the same theta_0.
+        options: Options of ``InnerProblemsDataModule``.
     """
 
     dataset = labelled_images.MNIST
@@ -216,21 +224,21 @@ class DigitProblemsDataModule(ClassificationProblemsDataModule):
 
 
 class ImageProblemsDataModule(ClassificationProblemsDataModule):
-    """Section 3.3: a small convolutional network that learns CIFAR-10, or the user's own pictures.
+    """Section 3.3: a small convolutional network that learns CIFAR-10, or the user's images.
 
     Args:
         root: Folder with ``cifar-10-batches-py/`` or ``cifar-10-python.tar.gz``.
-        source: ``paper`` insists on CIFAR-10; ``stand-in`` takes coloured digits over patches of photographs;
-            ``auto`` takes CIFAR-10 where it lies or can be downloaded, else the stand-in.
-        download: Whether to fetch CIFAR-10 into ``root`` where it is missing.
-        pictures: A folder or archive of the user's own: one folder of pictures a class, or these below ``train`` and
-            ``test``. They are scaled to 32x32.
-        labels: The classes to take, renumbered from 0; none: all. With those that the test cases leave out, this is
-            the paper's LSTM-sub.
-        channels: Of each convolution (authors' code: 16).
-        minibatch: Images of an inner step (authors' code: 128).
+        source: ``paper`` uses CIFAR-10; ``stand-in`` uses coloured digits over patches of photographs; ``auto`` uses
+            CIFAR-10 if it is below ``root`` or can be downloaded, else the stand-in.
+        download: Whether to download CIFAR-10 into ``root`` if it is missing.
+        pictures: The user's images, a folder or archive with one folder of images for each class, or with such folders
+            below ``train`` and ``test``. They are scaled to 32x32 pixels.
+        labels: Classes to use, renumbered from 0. None: all. The paper's LSTM-sub trains on classes that its test
+            cases do not use.
+        channels: Channels of each convolution (authors' code: 16).
+        minibatch: Number of images in an inner step (authors' code: 128).
         start_std: Standard deviation of theta_0 (authors' code: 0.01).
-        options: Of ``InnerProblemsDataModule``.
+        options: Options of ``InnerProblemsDataModule``.
     """
 
     dataset = labelled_images.CIFAR10
@@ -255,13 +263,13 @@ class ImageProblemsDataModule(ClassificationProblemsDataModule):
 
 
 def only(images: Tensor, labels: Tensor, wanted: list[int]) -> tuple[Tensor, Tensor]:
-    """The images of the ``wanted`` classes, with labels renumbered from 0.
+    """Return the images (K, ...) of the ``wanted`` classes and their labels (K,), renumbered from 0.
 
     Raises:
-        InputError: For a class that the data do not have.
+        InputError: If the data do not have one of these classes.
     """
     if missing := sorted(set(wanted) - set(labels.unique().tolist())):
-        raise InputError(f"labels: no class {missing[0]} in these data: they have 0 to {int(labels.max())}")
+        raise InputError(f"labels: no class {missing[0]} in these data: choose from 0 to {int(labels.max())}")
     numbers = torch.full((int(labels.max()) + 1,), -1)
     numbers[sorted(wanted)] = torch.arange(len(wanted))
     renumbered = numbers[labels.long()]

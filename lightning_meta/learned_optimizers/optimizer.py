@@ -1,6 +1,6 @@
-"""A trained rule as a ``torch.optim.Optimizer``, and the files that such rules are kept in.
+"""A trained update rule as a ``torch.optim.Optimizer``.
 
-Shapes: n coordinates of one parameter, N of all that are updated together; L LSTM layers of H hidden units.
+Shapes: n coordinates of one parameter, N of all parameters that are updated together; L LSTM layers of H hidden units.
 """
 
 import copy
@@ -12,151 +12,118 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.layers import LearnedRule
-from lightning_meta.storage import weights
-from lightning_meta.storage.atomic import whole
+from lightning_meta.storage.weights import find, read
 
-WEIGHTS = Path(__file__).parent / "weights"  # the rules that come with the package
 OPTIONS = ("separate_convolutions", "hidden_size", "num_layers", "p", "output_scale", "averaging_cells")
 
 
 def read_rule(weights: str | Path) -> LearnedRule:
-    """A trained rule, ready to be used: on the CPU, float32, nothing to be trained. No code in a file can run.
+    """Read a trained rule: on the CPU, float32, without gradients. No code in the file can run.
 
     Args:
-        weights: The name of a rule that comes with the package, such as ``l2l_mnist``; or the path of a
-            ``.safetensors`` file from ``write_rule`` or ``run.py catalogue``, or of a ``.ckpt`` that the command line
-            wrote.
+        weights: The name of a rule that ships with the package, such as ``l2l_mnist``; or the path of a
+            ``.safetensors`` file from ``run.py catalogue``, or of a ``.ckpt`` that the command line wrote.
 
     Raises:
-        InputError: Where there is no such rule, or the file is damaged or something else.
+        InputError: If there is no such rule, or the file is damaged or something else.
+
+    >>> read_rule("l2l_mnist").networks["all"].output
+    Linear(in_features=20, out_features=1, bias=True)
     """
-    path = Path(weights)
-    if path.suffix not in (".ckpt", ".safetensors"):
-        shipped = sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))
-        if str(weights) not in shipped:
-            known = " or ".join([*shipped, "the path of a .safetensors or .ckpt file"])
-            raise InputError(f"no learned optimizer {weights}: give {known}")
-        path = WEIGHTS / f"{weights}.safetensors"
+    path = find(weights)
     if not path.is_file():
         raise InputError(f"no file {path}: check the path")
     try:
-        options, tensors, fingerprint = (_from_checkpoint if path.suffix == ".ckpt" else _from_safetensors)(path)
-        with torch.device("meta"):  # no memory, and no random numbers drawn from the caller's generator
+        options, tensors, fingerprint = _contents(path)
+        with torch.device("meta"):  # sizes are compared before they take memory; the caller's generator is not used
             rule = LearnedRule(**{name: options[name] for name in OPTIONS})
-        for value in _options(rule).values():
-            float(value or 0)  # a text that got this far
+        rule.load_state_dict(tensors, assign=True)
+        rule = copy.deepcopy(rule).float()  # the tensors may be mapped from the file
+        if bad := [name for name, weight in rule.state_dict().items() if not weight.isfinite().all()]:
+            raise ValueError(f"{bad[0]} has values that are not finite")
+        if fingerprint not in (None, _fingerprint(rule)):
+            raise ValueError("its fingerprint does not match its weights and options")
     except InputError:
         raise
-    except Exception as error:  # there is an exception for every way in which a file can be broken
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{path} is not a learned optimizer or is damaged ({reason}): get it anew") from error
-    _check_tensors(path, tensors, rule)
-    rule.load_state_dict({name: tensor.float().clone() for name, tensor in tensors.items()}, assign=True)
-    if fingerprint not in (None, _fingerprint(rule)):
-        raise InputError(f"{path} is damaged, its fingerprint is not that of its weights and options: get it anew")
+    except Exception as error:  # a broken file can raise any exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"{path} is not a learned optimizer or is damaged ({reason:.300}): copy or download it again"
+        ) from error
     return rule.eval().requires_grad_(False)
 
 
-Contents = tuple[Mapping[str, Any], dict[str, Tensor], str | None]  # options, weights, what _fingerprint said of them
+def _contents(path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor], str | None]:
+    """Return a rule's options, weights and, if the file has one, the fingerprint of both."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if "options" in metadata:  # an older file, of a rule without the module that trained it
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+                return json.loads(metadata["options"]), tensors, metadata["fingerprint"]
+        checkpoint = read(path)
+    else:
+        from lightning_meta.storage.checkpoints import read_checkpoint  # imports Lightning; nothing else here needs it
 
-
-def _from_checkpoint(path: Path) -> Contents:
-    from lightning_meta.storage.checkpoints import read_checkpoint  # imports Lightning, which nothing else here needs
-
-    return _contents(read_checkpoint(path))
-
-
-def _contents(checkpoint: dict[str, Any]) -> Contents:
+        checkpoint = read_checkpoint(path)
     tensors = {name[5:]: value for name, value in checkpoint["state_dict"].items() if name.startswith("rule.")}
     return checkpoint["hyper_parameters"], tensors, None
 
 
-def _from_safetensors(path: Path) -> Contents:
-    with safe_open(path, "pt") as file:
-        notes = file.metadata() or {}
-        if "notes" in notes:  # of a whole module
-            return _contents(weights.read(path))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
-        return json.loads(notes["options"]), tensors, notes["fingerprint"]
-
-
-def _check_tensors(path: Path, tensors: dict[str, Tensor], rule: LearnedRule) -> None:
-    expected = {name: tensor.shape for name, tensor in rule.state_dict().items()}
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors:
-            raise InputError(f"{path}: there is no {name}, which a rule with its options has: get the file anew")
-        if name not in expected:
-            raise InputError(f"{path}: {name} is no weight of a rule with its options: get the file anew")
-        there, here = tuple(tensors[name].shape), tuple(expected[name])
-        if there != here:
-            raise InputError(f"{path}: {name} is {there} and should be {here} by the file's options: get it anew")
-        if not tensors[name].isfinite().all():
-            raise InputError(f"{path}: {name} has values that are not finite: get the file or train anew")
-
-
-def write_rule(path: str | Path, rule: LearnedRule, **notes: str) -> None:
-    """Writes a rule, float32, for ``read_rule``. The file is whole or not there.
-
-    Args:
-        path: Ends in ``.safetensors``.
-        rule: Its weights and options are written.
-        notes: What else the file shall say of itself: data, steps, seed.
-
-    Raises:
-        InputError: Where the file cannot be written.
-    """
-    if Path(path).suffix != ".safetensors":
-        raise InputError(f"cannot write a rule to {path}: choose a name that ends in .safetensors")
-    notes |= {"options": json.dumps(_options(rule)), "fingerprint": _fingerprint(rule)}
-    with whole(path) as part:
-        part.write_bytes(save(_weights(rule), notes))
-
-
 def _options(rule: LearnedRule) -> dict[str, Any]:
+    """Return the arguments of ``LearnedRule`` that make a rule of the same architecture."""
     network = next(iter(rule.networks.values()))
     own = {"separate_convolutions": len(rule.networks) > 1, "num_layers": len(network.layers)}
     return {name: own[name] if name in own else getattr(network, name) for name in OPTIONS}
 
 
-def _weights(rule: LearnedRule) -> dict[str, Tensor]:
-    return {name: w.detach().to("cpu", torch.float32).clone() for name, w in rule.state_dict().items()}
-
-
 def _fingerprint(rule: LearnedRule) -> str:
-    """What two rules share that give the same updates, and no others do."""
+    """Hash of options and weights: equal exactly for rules that produce the same updates."""
     options = [value if value is None else float(value) for value in _options(rule).values()]
     digest = hashlib.sha256(json.dumps(options).encode())
-    for name, weight in sorted(_weights(rule).items()):
-        digest.update(name.encode() + weight.numpy().tobytes())
+    for name, weight in sorted(rule.state_dict().items()):
+        digest.update(name.encode() + weight.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 class LearnedOptimizer(torch.optim.Optimizer):
-    r"""Trains a model with a learned rule: :math:`\theta \leftarrow \theta + lr \cdot g`, g the rule's answer.
+    r"""Train a model with a learned rule: :math:`\theta \leftarrow \theta + lr \cdot g`, where g is the rule's output.
 
-    To be used as any torch optimizer, with learning rate schedulers, ``GradScaler`` and Lightning. The rule carries a
-    state of 2 L H numbers for every coordinate: 80 times the memory of the parameters with the paper's 2 layers of 20.
-    It is computed in float32 (in float64 for float64 parameters), under autocast too. All parameters of a group that
-    are on one device are updated in one call; averaging cells average over them.
+    The rule is the network m of Andrychowicz et al. 2016, section 2. Use this class as any torch optimizer, with
+    learning rate schedulers, ``GradScaler`` and Lightning. The shipped rules were trained on quadratics, on a small
+    sigmoid network and on style transfer (see their cards); on other problems, such as networks with ReLU, they can
+    diverge.
 
-    ``state_dict`` holds the states and not the rule's weights: load it into an optimizer with the same rule. A gradient
-    that is infinite or not a number is taken as it is, as by torch's own optimizers: where it can occur, as in float16,
-    let ``GradScaler`` skip the step, or a coordinate's state is lost with its value, and with averaging cells those
-    of its whole group.
+    The rule keeps a state of 2 L H numbers for each coordinate. With the paper's two layers of 20 units that is 320
+    bytes for each parameter, and about 1.5 kB during a step. The rule computes in float32 (in float64 for float64
+    parameters), under autocast too. All parameters of a group that are on one device are updated in one call, and
+    averaging cells average over them.
+
+    ``state_dict`` holds the states but not the rule's weights: load it into an optimizer with the same rule.
+    Like torch's own optimizers, this one does not check for gradients that are infinite or NaN. Such a gradient spoils
+    the value and the state of its coordinate, and with averaging cells those of the whole group. If it can occur, as
+    in float16, let ``GradScaler`` skip the step.
 
     Args:
         params: Tensors, named tensors or groups, as for any torch optimizer.
-        weights: What ``read_rule`` takes, or a rule, which is copied.
-        lr: Factor on the updates; 1 is how the rule was trained. Groups may have their own.
+        weights: Name or path of a rule, see ``read_rule``; or a rule, which is copied.
+        lr: Factor on the updates, 1 in meta-training. Groups can have their own.
 
     Raises:
-        InputError: Where the weights cannot be read or ``lr`` is not a factor.
+        InputError: If the weights cannot be read or ``lr`` is negative or NaN.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(3, 1)
+    >>> optimizer = LearnedOptimizer(model.parameters(), weights="l2l_mnist", lr=0.1)
+    >>> model(torch.ones(2, 3)).square().mean().backward()
+    >>> optimizer.step()
+    >>> optimizer.state[model.weight]["h"].shape  # layers, coordinates, units
+    torch.Size([2, 3, 20])
     """
 
     def __init__(self, params: ParamsT, weights: str | Path | LearnedRule = "l2l_mnist", lr: float = 1.0):
@@ -166,26 +133,26 @@ class LearnedOptimizer(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "fingerprint": _fingerprint(self.rule)})
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"rule": self.rule, "_copies": {}}  # torch's own leaves all else out
+        return super().__getstate__() | {"rule": self.rule, "_copies": {}}  # torch's own omits other attributes
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         lr = param_group.get("lr", self.defaults["lr"]) if isinstance(param_group, dict) else 1.0
         if not lr >= 0:
-            raise InputError(f"lr: {lr} is no factor on updates: choose 1, or another positive number")
+            raise InputError(f"lr: {lr} must not be negative or NaN: choose 1, or another positive number")
         super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Updates every parameter that has a gradient; the others keep their value and state.
+        """Update every parameter that has a gradient; the others keep their value and state.
 
         Args:
-            closure: Computes loss and gradients anew.
+            closure: Function that computes the gradients again and returns the loss.
 
         Returns:
-            What the closure returned.
+            The closure's loss; None without a closure.
 
         Raises:
-            InputError: Where a gradient is sparse or complex; nothing has changed then.
+            InputError: If a gradient is sparse or complex. No parameter has changed then.
         """
         loss = None
         if closure is not None:
@@ -199,7 +166,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
                     continue
                 if parameter.grad.layout is not torch.strided or parameter.is_complex():
                     kind = "complex" if parameter.is_complex() else "sparse"
-                    raise InputError(f"{_name(group, i)} has {kind} gradients: give it to another optimizer")
+                    raise InputError(f"{_name(group, i)} has {kind} gradients: use another optimizer for it")
                 together.setdefault((parameter.device, _precision(parameter)), []).append(parameter)
             calls += [(group["lr"], parameters, *key) for key, parameters in together.items()]
         for call in calls:
@@ -210,7 +177,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
         if (device, dtype) not in self._copies:
             self._copies[device, dtype] = copy.deepcopy(self.rule).to(device, dtype)
         rule, shapes = self._copies[device, dtype], [parameter.shape for parameter in parameters]
-        members: dict[str, list[dict[str, Tensor]]] = {}  # the states that each network continues
+        members: dict[str, list[dict[str, Tensor]]] = {}  # by network: the states of its parameters
         for parameter in parameters:
             state = self.state[parameter]
             if not state:
@@ -238,13 +205,13 @@ class LearnedOptimizer(torch.optim.Optimizer):
         return options["num_layers"], parameter.numel(), options["hidden_size"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over the states and options of an optimizer with the same rule, for parameters of the same shapes.
+        """Load states and options of an optimizer with the same rule and parameters of the same shapes.
 
         Args:
-            state_dict: From ``state_dict``. It is copied.
+            state_dict: Return value of ``state_dict``. It is copied.
 
         Raises:
-            InputError: Where it belongs to another rule, other parameters or another kind of optimizer.
+            InputError: If it belongs to another rule, other parameters or another kind of optimizer.
         """
         loaded = {}
 
@@ -253,7 +220,7 @@ class LearnedOptimizer(torch.optim.Optimizer):
             loaded.update(state_dict)
 
         def restore(optimizer: torch.optim.Optimizer) -> None:
-            # torch has cast the states to the parameters' dtypes; bfloat16 would have lost most of their digits
+            # torch casts the states to the parameters' dtype; in bfloat16 they would lose most of their digits
             for index, parameter in _pairs(loaded, self.param_groups):
                 if index in loaded["state"]:
                     self.state[parameter] = {
@@ -270,27 +237,27 @@ class LearnedOptimizer(torch.optim.Optimizer):
     def _check(self, state_dict: dict[str, Any]) -> None:
         groups = state_dict["param_groups"]
         if any("fingerprint" not in group for group in groups):
-            raise InputError("the state is that of another kind of optimizer: load it into one of that kind")
+            raise InputError("the state dict is from another kind of optimizer: load it into one of that kind")
         own = self.defaults["fingerprint"]
         if other := {group["fingerprint"] for group in groups} - {own}:
-            raise InputError(f"the state is that of rule {other.pop()}, not of {own}: give the same weights as then")
+            raise InputError(f"the state dict is from rule {other.pop()}, this is {own}: use the weights of that run")
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in self.param_groups]:
-            raise InputError("the state is that of other numbers of parameters or groups: give the same ones as then")
+            raise InputError("the state dict has other numbers of parameters or groups: use the model of that run")
         names = [_name(group, i) for group in self.param_groups for i in range(len(group["params"]))]
         for name, (index, parameter) in zip(names, _pairs(state_dict, self.param_groups), strict=True):
             here = self._state_size(parameter)
             state = state_dict["state"].get(index, {})
             if state and {key: tuple(value.shape) for key, value in state.items()} != {"h": here, "c": here}:
-                raise InputError(f"the state of {name} is not of shape {here}: give the same parameters as then")
+                raise InputError(f"the state of {name} should be h and c of shape {here}: use the model of that run")
 
 
 def _precision(parameter: Tensor) -> torch.dtype:
-    """Of the rule and its states: a half-precision parameter's own digits would not do for them."""
+    """Return the dtype of a parameter's states: half precision would be too coarse for them."""
     return torch.float64 if parameter.dtype is torch.float64 else torch.float32
 
 
 def _pairs(state_dict: dict[str, Any], groups: list[dict[str, Any]]) -> list[tuple[int, Tensor]]:
-    """The parameters and their numbers in a state dict."""
+    """Return each parameter with its number in a state dict."""
     both = zip(state_dict["param_groups"], groups, strict=True)
     return [pair for saved, group in both for pair in zip(saved["params"], group["params"], strict=True)]
 

@@ -1,6 +1,7 @@
-"""What the optimizers minimise: batches of B inner problems of n coordinates (Andrychowicz et al. 2016, section 3).
+"""The inner problems: batches of B problems of n coordinates (Andrychowicz et al. 2016, section 3).
 
-Every class here is a ``Problems`` of ``unroll.py``: B problems whose losses come in one call.
+The three named tuples follow the protocol ``unroll.Problems``: they compute the losses of B problems in one call.
+T is the number of inner steps, M the number of images in a minibatch.
 """
 
 import math
@@ -17,7 +18,13 @@ from lightning_meta.running.segments import Segment
 
 
 class Quadratics(NamedTuple):
-    r"""Section 3.1: :math:`f(\theta) = \|W \theta - y\|_2^2`."""
+    r"""Section 3.1: :math:`f(\theta) = \|W \theta - y\|_2^2`.
+
+    >>> import torch
+    >>> W, y, start = 2 * torch.eye(2)[None], torch.ones(1, 2), torch.zeros(1, 2)
+    >>> Quadratics(W, y, start, None, Segment(0, 0, 100, True)).loss(start, t=0)
+    tensor([2.])
+    """
 
     W: Tensor  # (B, n, n)
     y: Tensor  # (B, n)
@@ -40,11 +47,11 @@ class Quadratics(NamedTuple):
 class Classification(NamedTuple):
     """Sections 3.2 and 3.3: cross-entropy of a small network on random minibatches, in nats.
 
-    The network is a template: its own weights are not used.
+    ``network`` gives the architecture; its own weights are not used.
     """
 
     network: nn.Module
-    images: Tensor  # (N, C, H, W), uint8: all there are
+    images: Tensor  # (N, C, H, W), uint8: all images of the split
     labels: Tensor  # (N,)
     indices: Tensor  # (B, T + 1, M): the minibatches of steps segment.start to segment.stop
     start: Tensor  # (B, n)
@@ -71,7 +78,7 @@ class Classification(NamedTuple):
 
 
 class StyleTransfers(NamedTuple):
-    """Section 3.4: pictures with the content of one and the style of another; theta are their pixels, 0 to 1."""
+    """Section 3.4: neural style transfer; theta holds the pixels of the results, 0 to 1."""
 
     features: Features
     contents: Tensor  # (B, 3, H, W)
@@ -87,8 +94,8 @@ class StyleTransfers(NamedTuple):
         return [self.contents.shape[1:]]
 
     def loss(self, theta: Tensor, t: int) -> Tensor:
-        pictures = theta.view_as(self.contents)
-        return style_transfer_loss(self.features, pictures, self.content_targets, self.style_targets)
+        images = theta.view_as(self.contents)
+        return style_transfer_loss(self.features, images, self.content_targets, self.style_targets)
 
     def select(self, which: Tensor) -> "StyleTransfers":
         return self._replace(
@@ -100,13 +107,16 @@ class StyleTransfers(NamedTuple):
 
 
 class MLP(nn.Sequential):
-    """Section 3.2: one hidden layer of 20 sigmoid units in the base network.
+    """Section 3.2: a fully connected network; the paper's base network has one hidden layer of 20 sigmoid units.
 
     Args:
         inputs: Pixels of an image.
         hidden: Units of each hidden layer.
-        classes: Outputs.
+        classes: Number of outputs.
         activation: ``sigmoid`` or ``relu``.
+
+    >>> sum(p.numel() for p in MLP(784, [20], 10, "sigmoid").parameters())
+    15910
     """
 
     def __init__(self, inputs: int, hidden: Sequence[int], classes: int, activation: str):
@@ -120,13 +130,16 @@ class MLP(nn.Sequential):
 class ConvNet(nn.Sequential):
     """Section 3.3: three 5x5 convolutions with pooling, a dense layer of 32, ReLU and batch norm throughout.
 
-    With 16 channels and 10 classes it has 22,682 parameters. Sizes and order are those of the authors' code: batch
-    norm has a shift and no scale, and always takes the minibatch's own statistics.
+    Sizes and order are those of the authors' code: batch norm has a shift and no scale, and always uses the statistics
+    of the minibatch.
 
     Args:
         size: Side of an image in pixels.
-        channels: Of each convolution.
-        classes: Outputs.
+        channels: Channels of each convolution (authors' code: 16).
+        classes: Number of outputs.
+
+    >>> sum(p.numel() for p in ConvNet(32, 16, 10).parameters())
+    22682
     """
 
     def __init__(self, size: int, channels: int, classes: int):

@@ -1,6 +1,6 @@
-"""Pictures to be painted in the style of another (Andrychowicz et al. 2016, section 3.4), or the user's own.
+"""Style transfer problems (Andrychowicz et al. 2016, section 3.4), of the user's images too.
 
-Shapes: pictures (3, H, W), uint8 until they are on the device; problems of n = 3 * H * W coordinates.
+Shapes: images (3, H, W), uint8 until they are on the device; problems of n = 3 * H * W coordinates.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.features import Features, load_features, targets
 from lightning_meta.learned_optimizers.learning_to_learn_data import InnerProblemsDataModule
-from lightning_meta.learned_optimizers.problem_sets import Drawn, ProblemSet
+from lightning_meta.learned_optimizers.problem_sets import DrawnProblems, ProblemSet
 from lightning_meta.learned_optimizers.problems import StyleTransfers
 from lightning_meta.running.data_module import Source
 from lightning_meta.running.segments import Segment
@@ -22,7 +22,17 @@ from lightning_meta.sources import image_files
 
 
 class StyleSet(ProblemSet):
-    """Random crops of content pictures, all in one style, from noise around grey."""
+    """Style transfers of random crops of content images, all to one style, that start as noise around grey.
+
+    Args:
+        name: As for ``ProblemSet``.
+        seed: As for ``ProblemSet``.
+        features: The feature network.
+        contents: Content images, uint8 (3, H, W).
+        style: Style image, uint8 (3, H, W).
+        size: Side of the crops in pixels, after scaling.
+        scaling: As for ``ProblemSet``.
+    """
 
     def __init__(
         self,
@@ -36,31 +46,33 @@ class StyleSet(ProblemSet):
     ):
         super().__init__(name, seed, 3 * size * size, None, scaling)
         self.features, self.contents, self.size = features, contents, size
-        self.style = _square(style, size)[None]
+        side = min(style.shape[1:])  # the middle of the style image, (1, 3, size, size), 0 to 1
+        self.style = resize(center_crop(style, [side, side]), [size, size])[None] / 255
 
     def draw_start(self, random: np.random.Generator) -> np.ndarray:
         return 0.5 + 0.05 * random.standard_normal(self.coordinates)
 
     def draw(self, random: np.random.Generator, segment: Segment) -> list[np.ndarray]:
-        picture = self.contents[random.integers(len(self.contents))]
-        side = int(min(picture.shape[1:]) * random.uniform(0.5, 1))
-        top, left = (random.integers(length - side + 1) for length in picture.shape[1:])
-        crop = picture[:, top : top + side, left : left + side]
+        image = self.contents[random.integers(len(self.contents))]
+        side = int(min(image.shape[1:]) * random.uniform(0.5, 1))
+        top, left = (random.integers(length - side + 1) for length in image.shape[1:])
+        crop = image[:, top : top + side, left : left + side]
         return [resize(crop if random.random() < 0.5 else crop.flip(2), [self.size, self.size]).numpy()]
 
-    def problems(self, drawn: Drawn) -> StyleTransfers:
+    def problems(self, drawn: DrawnProblems) -> StyleTransfers:
         contents = drawn.arrays[0].to(drawn.start) / 255
         self.features, self.style = self.features.to(drawn.start), self.style.to(drawn.start)
         content_targets, style_targets = targets(self.features, contents, self.style)
         return StyleTransfers(self.features, contents, self.style, content_targets, style_targets, *drawn[2:])
 
 
-class OwnPicture(StyleSet):
-    """A user's picture, whole, in a user's style."""
+class UsersStyleSet(StyleSet):
+    """Style transfers of a user's whole image to a user's style. Arguments as for ``StyleSet``."""
 
     def __init__(self, features: Features, content: Tensor, style: Tensor, size: int):
         super().__init__("predict", 0, features, [content], style, size)
-        self.content = resize(content, _within(content, size))
+        height, width = (max(32, round(length * size / max(content.shape[1:]))) for length in content.shape[1:])
+        self.content = resize(content, [height, width])  # the longer side is ``size``, both are at least 32
         self.coordinates = self.content.numel()
 
     def draw(self, random: np.random.Generator, segment: Segment) -> list[np.ndarray]:
@@ -68,23 +80,25 @@ class OwnPicture(StyleSet):
 
 
 class StyleDataModule(InnerProblemsDataModule):
-    """Section 3.4: pictures to be painted in the style of another, or the user's own.
+    """Section 3.4: images to be given the style of another image; ``predict`` can use the user's images.
 
-    With ``source: paper`` the pictures are those of ``<root>/art/content`` (1,800 to train, 20 to validate and 100 to
-    test on) and of ``<root>/art/style`` (by name, the first to train on, the second new in the test).
+    With ``source: paper`` the contents are the images in ``<root>/art/content`` (1,800 for training, 20 for validation,
+    100 for the test). The styles are the first two images, by name, in ``<root>/art/style``: the first for training,
+    the second for the test case ``new style``.
 
     Args:
         root: Folder with ``art/content/``, ``art/style/`` and, for the feature network, ``weights/``.
-        source: ``paper`` insists on 1,920 content pictures and two styles; ``stand-in`` takes photographs that come
-            with installed packages; ``auto`` takes what lies in ``art/`` (two of each at least), else the stand-in.
-        download: Whether to fetch the feature network's weights where they are not on this machine.
+        source: ``paper`` requires 1,920 content images and two style images; ``stand-in`` uses photographs that ship
+            with installed packages; ``auto`` uses the images in ``art/`` if there are at least two of each, else the
+            stand-in.
+        download: Whether to download the feature network's weights if they are not on this machine.
         features: The feature network: ``squeezenet1_1``, ``vgg16`` or ``vgg19`` (paper: VGG).
-        weights: Its weights, a ``.safetensors`` or ``.pth`` file. None: those in ``<root>/weights``, torch's cache or
-            downloaded; without any, a fixed random initialisation.
-        size: Side of the pictures in pixels (paper: 64); with ``content`` the longer side.
-        content: Picture that ``predict`` paints. None: test pictures.
-        style: Picture whose style ``predict`` takes. None: the one trained on.
-        options: Of ``InnerProblemsDataModule``.
+        weights: Weights of the feature network, a ``.safetensors`` or ``.pth`` file. None: look in ``<root>/weights``
+            and in torch's cache, then download; if all fail, use a fixed random initialisation.
+        size: Side of the images in pixels (paper: 64); with ``content`` the longer side.
+        content: Content image for ``predict``. None: test images.
+        style: Style image for ``predict``. None: the style of the training.
+        options: Options of ``InnerProblemsDataModule``.
     """
 
     unit = "content, style and smoothness"
@@ -105,45 +119,49 @@ class StyleDataModule(InnerProblemsDataModule):
         self.save_hyperparameters()
 
     @property
-    def pictures(self) -> tuple[list[Path], list[Path]]:
-        """The content pictures and the style pictures below ``root``."""
+    def image_paths(self) -> tuple[list[Path], list[Path]]:
+        """The content images and the style images below ``root``."""
         folders = (Path(self.hparams.root) / "art" / name for name in ("content", "style"))
         contents, styles = (image_files.picture_paths(f) if f.is_dir() else [] for f in folders)
         return contents, styles
 
     @property
     def present(self) -> bool:
-        return all(len(paths) >= 2 for paths in self.pictures)
+        return all(len(paths) >= 2 for paths in self.image_paths)
 
     def make_sets(self, stage: str) -> None:
         h = self.hparams
         if h.size < 32:
-            raise InputError(f"data.size: {h.size} pixels are too few for the feature network: take 32 at least")
+            raise InputError(f"data.size: {h.size} pixels are too few for the feature network: use at least 32")
         self.splits, self.styles = self.read()
         self.features, sentence = load_features(h.features, h.root, h.weights, h.download)
         if "random" in sentence:
-            rank_zero_warn(f"{sentence}: the losses are real, the pictures will hardly show the style")
+            rank_zero_warn(f"{sentence}: losses can be compared, but the images will hardly show the style")
         self.data_name, self.test_name = f"{self.data_name}; {sentence}", "new contents"
         self.add_sets()
         if stage == "predict" and (h.content or h.style):
             content = image_files.read_picture(h.content) if h.content else self.splits["test"][0]
             style = image_files.read_picture(h.style) if h.style else self.styles["training"]
-            self.sets["predict"] = OwnPicture(self.features, content, style, h.size)
+            self.sets["predict"] = UsersStyleSet(self.features, content, style, h.size)
 
     def read(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
-        """Content pictures of each split, the training style and a new one."""
+        """Read the content images of each split, the style of the training and a new one.
+
+        Raises:
+            InputError: If an image cannot be read, or with ``source: paper`` if images are missing.
+        """
         h, art = self.hparams, Path(self.hparams.root) / "art"
-        contents, styles = self.pictures
+        contents, styles = self.image_paths
         if h.source == "paper" and (len(contents) < 1920 or len(styles) < 2):
             raise InputError(
-                f"{art}: {len(contents)} pictures in content and {len(styles)} in style, the paper has 1,920 and two: "
-                "put pictures of ImageNet and two paintings there"
+                f"{art}: {len(contents)} images in content and {len(styles)} in style, the paper has 1,920 and two: "
+                "put images of ImageNet and two paintings there"
             )
         stand_in = "bundled photographs, a stand-in for ImageNet and paintings"
-        if not self.use_papers_data("two pictures and two styles", art, stand_in):
-            pictures = image_files.bundled_photographs()
-            contents, new = [pictures["china"]], [pictures["grace_hopper"]]
-            styles = {"training": pictures["minduka"], "new": pictures["flower"]}
+        if not self.use_papers_data("two images and two styles", art, stand_in):
+            photographs = image_files.bundled_photographs()
+            contents, new = [photographs["china"]], [photographs["grace_hopper"]]
+            styles = {"training": photographs["minduka"], "new": photographs["flower"]}
             splits = {"train": contents, "tune": contents, "val": contents, "test": new, "predict": new}
             return splits, styles
         held_out = 120 if len(contents) >= 1920 else max(1, len(contents) // 6)
@@ -158,17 +176,6 @@ class StyleDataModule(InnerProblemsDataModule):
     def problem_set(self, name: str, style: str = "training", size: int | None = None) -> StyleSet:
         h, split = self.hparams, name.split("/")[0]
         if style not in self.styles:
-            raise InputError(f"data.tests: style {style!r}: it is 'training' or 'new'")
+            raise InputError(f"data.tests: no style {style!r}: choose 'training' or 'new'")
         scaling = h.random_scaling if split == "train" else 0.0
         return StyleSet(name, h.seed, self.features, self.splits[split], self.styles[style], size or h.size, scaling)
-
-
-def _square(picture: Tensor, size: int) -> Tensor:
-    """The middle of a picture (3, H, W), scaled to (3, size, size), 0 to 1."""
-    side = min(picture.shape[1:])
-    return resize(center_crop(picture, [side, side]), [size, size]) / 255
-
-
-def _within(picture: Tensor, size: int) -> list[int]:
-    """Height and width of a picture (3, H, W) whose longer side is to be ``size``, but none below 32."""
-    return [max(32, round(length * size / max(picture.shape[1:]))) for length in picture.shape[1:]]

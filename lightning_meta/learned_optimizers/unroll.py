@@ -1,10 +1,10 @@
-r"""Inner optimization with a learned rule, and what it says about the rule's weights.
+r"""Inner optimization with a learned rule, and the outer losses that train the rule.
 
 Shapes: B inner problems of n coordinates each; T inner steps; N coordinates in one call.
 
-A step changes theta by g, the rule's answer to the gradient :math:`\nabla_t = \nabla_\theta f(\theta_t)`
-(Andrychowicz et al. 2016, section 2): :math:`\theta_{t+1} = \theta_t + g_t`. The rule is trained on the sum of the
-losses along the way, :math:`L(\phi) = \sum_t w_t f(\theta_t)`.
+In each step the rule maps the gradient :math:`\nabla_t = \nabla_\theta f(\theta_t)` to an update :math:`g_t`, and
+:math:`\theta_{t+1} = \theta_t + g_t` (Andrychowicz et al. 2016, section 2). The rule is trained on the weighted sum of
+the losses of the trajectory, :math:`L(\phi) = \sum_t w_t f(\theta_t)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ from torch import Tensor
 from lightning_meta.learned_optimizers.layers import LearnedRule, State, UpdateNetwork
 from lightning_meta.running.segments import Segment
 
-HUGE = 1e12  # a problem that comes so far has diverged, though its numbers are finite for some steps more
-TINY = 1e-20  # a loss whose logarithm is taken is at least this
-TILE = {"cpu": 640, "cuda": 1 << 16}  # coordinates whose unrolled states are in memory at once; 640 fit into a cache
+HUGE = 1e12  # a problem with larger losses or gradients has diverged, even if they are still finite
+TINY = 1e-20  # losses are clamped to this before the logarithm
+TILE = {"cpu": 640, "cuda": 1 << 16}  # coordinates that are replayed at once; the states of 640 fit into a CPU cache
 
 
 class Problems(Protocol):
@@ -26,35 +26,35 @@ class Problems(Protocol):
 
     segment: Segment
     start: Tensor  # theta_0, (B, n)
-    scale: Tensor | None  # (B, n): the rule sees f(scale * theta); None: f itself
+    scale: Tensor | None  # (B, n): the rule minimises f(scale * theta); None: f itself
 
     @property
     def shapes(self) -> Sequence[Sequence[int]]:
-        """Of the parameters whose coordinates, one after another, are theta."""
+        """Shapes of the parameters whose flattened concatenation is theta."""
 
     def loss(self, theta: Tensor, t: int) -> Tensor:
-        """Losses (B,) at theta (B, n) on what step t sees."""
+        """Return the losses (B,) at theta (B, n) on the data of step t."""
 
     def select(self, which: Tensor) -> "Problems":
-        """The problems where ``which`` (B,), bool, is true."""
+        """Return the problems for which ``which`` (B,), bool, is true."""
 
 
 class Trajectory(NamedTuple):
-    """Steps ``start <= t < stop`` of B problems, and the point where they end."""
+    """Steps ``start <= t < stop`` of B problems."""
 
-    losses: Tensor  # (T + 1, B), of theta_start to theta_stop
+    losses: Tensor  # (T + 1, B), at theta_start to theta_stop
     gradients: Tensor  # (T + 1, B, n)
     theta: Tensor  # theta_stop, (B, n)
-    state: dict[str, State]
+    state: dict[str, State]  # the rule's, after the last step
 
     @property
     def finite(self) -> Tensor:
-        """Which problems have losses and gradients below ``HUGE`` all the way, (B,), bool; NaN is not."""
+        """Whether all losses and gradients of a problem are below ``HUGE`` and not NaN, (B,), bool."""
         return (self.losses.abs() < HUGE).all(0) & (self.gradients.abs() < HUGE).all(2).all(0)
 
 
 def loss_and_gradient(problems: Problems, theta: Tensor, t: int, graph: bool = False) -> tuple[Tensor, Tensor]:
-    """Losses (B,) and gradients (B, n) at theta (B, n), with their graph (second derivatives) or without."""
+    """Return losses (B,) and gradients (B, n) at theta (B, n); ``graph`` keeps their graph for second derivatives."""
     with torch.enable_grad():
         theta = theta if graph else theta.detach().requires_grad_()
         losses = problems.loss(theta if problems.scale is None else theta * problems.scale, t)
@@ -71,15 +71,15 @@ def unroll(
     stop: int,
     graph: bool = False,
 ) -> Trajectory:
-    """Runs the rule for steps ``start <= t < stop``.
+    """Run the rule for steps ``start <= t < stop``.
 
     Args:
-        rule: What writes the updates.
-        problems: What is minimised.
-        theta: Where step ``start`` begins, (B, n).
-        state: The rule's.
+        rule: The rule that computes the updates.
+        problems: The problems to minimise.
+        theta: Parameters before step ``start``, (B, n).
+        state: State of the rule before step ``start``.
         start: First step.
-        stop: One past the last step; the loss there is part of the trajectory, or the last update would teach nothing.
+        stop: One past the last step. The loss at ``stop`` is part of the trajectory, so that the last update counts.
         graph: Keep the graph through rule and problems; the first-order loss does not need it.
     """
     losses, gradients = [], []
@@ -103,35 +103,47 @@ def first_order_loss(
     log: bool = False,
     weights: Tensor | float = 1.0,
 ) -> Tensor:
-    r"""The outer loss, differentiable with the gradients nabla_t taken as constant.
+    r"""Compute the outer loss, differentiable with the gradients nabla_t taken as constant.
 
-    That is the paper's simplification (section 2.1, the dashed edges of figure 2). Nothing but the update network has
-    to be differentiated then: with :math:`\theta_t = \theta_0 + \sum_{s<t} g_s`,
+    This is the paper's simplification (section 2.1, the dashed edges of figure 2). Only the update network has to be
+    differentiated then: with :math:`\theta_t = \theta_0 + \sum_{s<t} g_s`,
 
     .. math:: dL/d\phi = \sum_s G_s \cdot dg_s/d\phi, \quad G_s = \sum_{t>s} w_t \nabla_t
 
-    and the g_s are what an LSTM answers to a sequence of known inputs: it is run over them once more, a tile of
-    coordinates at a time, so that its activations are never in memory for all coordinates, only the gradients are.
+    and the g_s are the outputs of an LSTM for a sequence of known inputs. The backward pass runs the LSTM over them
+    again, one tile of coordinates at a time. So only the gradients of all coordinates are in memory at once, not the
+    LSTM's activations.
 
     Args:
-        rule: The rule that made the trajectory.
-        run: From ``unroll``. A problem that is not finite counts as zero.
-        state: The rule's at the trajectory's start.
-        shapes: Of the problems' parameters.
-        log: Sum the losses' logarithms instead of the losses.
+        rule: The rule that produced the trajectory.
+        run: Trajectory from ``unroll``. The losses of a problem that has diverged count as zero.
+        state: State of the rule at the start of the trajectory.
+        shapes: Shapes of the problems' parameters.
+        log: Sum the logarithms of the losses instead of the losses.
         weights: w_t, (T + 1, 1).
 
     Returns:
-        The sum over time, mean over all problems.
+        Scalar: sum over time, mean over all problems.
+
+    >>> import torch
+    >>> from lightning_meta.learned_optimizers.problems import Quadratics
+    >>> from lightning_meta.running.segments import Segment
+    >>> problems = Quadratics(torch.eye(2)[None], torch.ones(1, 2), torch.zeros(1, 2), None, Segment(0, 0, 5, True))
+    >>> rule = LearnedRule()
+    >>> state = rule.start(1, problems.shapes)
+    >>> run = unroll(rule, problems, problems.start, state, start=0, stop=5)
+    >>> loss = first_order_loss(rule, run, state, problems.shapes)
+    >>> torch.allclose(loss, run.losses.sum())
+    True
+    >>> loss.backward()  # gradients for the weights of the rule
     """
     finite = run.finite
     losses = torch.where(finite, run.losses, 1.0)
     gradients = torch.where(finite[:, None], run.gradients, 0.0)
-    slopes = (losses >= TINY) / losses.clamp(min=TINY) if log else torch.ones_like(losses)
+    values, slopes = _terms(losses, log)
     slopes = weights * slopes * finite / len(finite)
-    after = (slopes[..., None] * gradients).flip(0).cumsum(0).flip(0)[1:]  # G_s: what comes later than step s
-    values = losses.clamp(min=TINY).log() if log else losses * finite  # log 1 is zero, too
-    loss = (weights * values).sum() / len(finite)
+    after = (slopes[..., None] * gradients).flip(0).cumsum(0).flip(0)[1:]  # G_s: sum over the steps after s
+    loss = (weights * values * finite).sum() / len(finite)
     state = {name: [(h.nan_to_num(0, 0, 0), c.nan_to_num(0, 0, 0)) for h, c in s] for name, s in state.items()}
     return _replay(rule, loss, gradients[:-1], after, state, shapes, _dot)
 
@@ -145,21 +157,33 @@ def second_order_loss(
     log: bool = False,
     weights: Tensor | float = 1.0,
 ) -> Tensor:
-    r"""The same with the second derivatives of the problems: back-propagation through time, a step at a time.
+    r"""Compute the outer loss, differentiable with the second derivatives of the problems too.
 
-    With :math:`\lambda_t` the outer loss's derivative with respect to theta_t, and the rule's answer at step s
-    differentiated with respect to nabla_s too,
+    This is back-propagation through time, one step after another. Let :math:`\lambda_t` be the derivative of the outer
+    loss with respect to theta_t. Since the rule's output at step s depends on nabla_s,
 
     .. math:: \lambda_s = \lambda_{s+1} + w_s \nabla_s + H_s \, (\partial L / \partial \nabla_s)
 
-    where the Hessian H_s is met as a product with a vector. The states before each step are kept, nothing else of the
-    graph, so that memory grows by 2 L H numbers a coordinate and step.
+    where a Hessian-vector product stands for the Hessian H_s. Of the graph, only the states before each step are kept:
+    2 L H numbers for each coordinate and step.
+
+    Args:
+        rule: The rule that produced the trajectory.
+        problems: The problems that were minimised.
+        run: Trajectory from ``unroll``. The losses of a problem that has diverged count as zero.
+        theta: Parameters at the start of the trajectory, (B, n).
+        state: State of the rule at the start of the trajectory.
+        log: Sum the logarithms of the losses instead of the losses.
+        weights: w_t, (T + 1, 1).
+
+    Returns:
+        Scalar: sum over time, mean over all problems.
     """
     finite, start = run.finite, problems.segment.start
     parameters = list(rule.parameters())
     totals = [torch.zeros_like(parameter) for parameter in parameters]
     if not finite.any():
-        return _Given.apply(run.losses.new_zeros(()), totals, *parameters)
+        return _KnownGradient.apply(run.losses.new_zeros(()), totals, *parameters)
     problems, theta = problems.select(finite), theta[finite]
     losses, gradients = run.losses[:, finite], run.gradients[:, finite]
     before = [{name: [tuple(_rows(x, finite) for x in layer) for layer in layers] for name, layers in state.items()}]
@@ -169,9 +193,9 @@ def second_order_loss(
             update, after = rule(gradient[None], before[-1], problems.shapes)
             before.append(after)
             thetas.append(thetas[-1] + update[0])
-    slopes = weights * ((losses >= TINY) / losses.clamp(min=TINY) if log else torch.ones_like(losses)) / len(finite)
-    direct = slopes[..., None] * gradients  # what each loss says of its own theta
-    slope, into_state = direct[-1], None  # with respect to theta and to the rule's state after the step
+    values, slopes = _terms(losses, log)
+    direct = (weights * slopes / len(finite))[..., None] * gradients  # derivatives of the loss terms, each at its theta
+    slope, into_state = direct[-1], None  # derivatives with respect to theta and to the rule's state after the step
     for s in reversed(range(len(gradients) - 1)):
         inputs = [gradients[s], *(x for layers in before[s].values() for layer in layers for x in layer)]
         inputs = [x.detach().requires_grad_() for x in inputs]
@@ -189,12 +213,18 @@ def second_order_loss(
             at = thetas[s].detach().requires_grad_()
             _, gradient = loss_and_gradient(problems, at, start + s, graph=True)
             slope = slope + direct[s] + torch.autograd.grad(gradient, at, through)[0]
-    values = losses.clamp(min=TINY).log() if log else losses
-    return _Given.apply((weights * values).sum() / len(finite), totals, *parameters)
+    return _KnownGradient.apply((weights * values).sum() / len(finite), totals, *parameters)
 
 
-class _Given(torch.autograd.Function):
-    """A loss whose derivatives with respect to the parameters are known already."""
+def _terms(losses: Tensor, log: bool) -> tuple[Tensor, Tensor]:
+    """Return the losses or their logarithms, and the derivatives of these with respect to the losses."""
+    if log:
+        return losses.clamp(min=TINY).log(), (losses >= TINY) / losses.clamp(min=TINY)
+    return losses, torch.ones_like(losses)
+
+
+class _KnownGradient(torch.autograd.Function):
+    """Return a loss whose derivatives with respect to the parameters are already known."""
 
     @staticmethod
     def forward(ctx, loss, derivatives, *parameters):
@@ -213,27 +243,37 @@ def _rows(x: Tensor, which: Tensor) -> Tensor:
 def imitation_loss(
     rule: LearnedRule, gradients: Tensor, updates: Tensor, state: dict[str, State], shapes: Sequence[Sequence[int]]
 ) -> tuple[Tensor, dict[str, State]]:
-    """How far the rule is from a teacher along the teacher's own path (Chen et al. 2020).
+    """Compute the distance of the rule's updates from a teacher's, on the teacher's trajectory (Chen et al. 2020).
 
     Args:
-        rule: The rule.
-        gradients: What the teacher saw, (T, B, n).
-        updates: What it did, (T, B, n).
-        state: The rule's before.
-        shapes: Of the problems' parameters.
+        rule: The rule to train.
+        gradients: Gradients on the teacher's trajectory, (T, B, n).
+        updates: Updates of the teacher, (T, B, n).
+        state: State of the rule before the first step.
+        shapes: Shapes of the problems' parameters.
 
     Returns:
-        Half the squared difference, mean over coordinates and problems and sum over steps; the rule's state after.
+        Half the squared difference, mean over coordinates and problems and sum over steps; the state of the rule
+        after the last step.
     """
+    scale = 1 / updates[0].numel()
     with torch.no_grad():
         own, after = rule(gradients, state, shapes)
         loss = _squared(own, updates) / updates[0].numel()
-    scale = 1 / updates[0].numel()
     return _replay(rule, loss, gradients, updates, state, shapes, _squared, scale), after
 
 
 def optimize(rule: LearnedRule, problems: Problems, steps: int) -> tuple[Tensor, Tensor]:
-    """Minimises with the rule from the problems' start: losses (steps + 1, B) and the last theta (B, n)."""
+    """Minimise with the rule from the problems' start; return losses (steps + 1, B) and the last theta (B, n).
+
+    >>> import torch
+    >>> from lightning_meta.learned_optimizers.problems import Quadratics
+    >>> from lightning_meta.running.segments import Segment
+    >>> problems = Quadratics(torch.eye(2)[None], torch.ones(1, 2), torch.zeros(1, 2), None, Segment(0, 0, 5, True))
+    >>> losses, theta = optimize(LearnedRule(), problems, steps=5)
+    >>> losses.shape, theta.shape
+    (torch.Size([6, 1]), torch.Size([1, 2]))
+    """
     theta, state, losses = problems.start, rule.start(len(problems.start), problems.shapes), []
     with torch.no_grad():
         for t in range(steps + 1):
@@ -263,7 +303,7 @@ def _replay(
     cost: Callable[[Tensor, Tensor], Tensor],
     scale: float = 1.0,
 ) -> Tensor:
-    """``loss`` with the gradient of scale * cost(what the rule answers to the inputs, targets)."""
+    """Return ``loss`` with the gradient of scale * cost(rule's updates for the inputs, targets)."""
     targets = rule.split(targets, shapes)
     for name, part in rule.split(inputs, shapes).items():
         network = rule.networks[name]

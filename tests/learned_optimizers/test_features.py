@@ -117,7 +117,7 @@ def test_features_stay_precise_under_autocast(features):
 
 @pytest.mark.parametrize("x", [torch.zeros(3, 64, 64), torch.zeros(1, 1, 64, 64), torch.zeros(1, 3, 64, 64).byte()])
 def test_features_refuse_what_is_no_rgb_picture(x):
-    with pytest.raises(ValueError, match=r"expected float pictures \(B, 3, H, W\), got torch"):
+    with pytest.raises(ValueError, match=r"expected float images \(B, 3, H, W\), got torch"):
         Features("squeezenet1_1")(x)
 
 

@@ -1,6 +1,5 @@
 import copy
 import json
-import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -21,11 +20,13 @@ from lightning_meta.learned_optimizers.baselines import descend
 from lightning_meta.learned_optimizers.layers import LearnedRule
 from lightning_meta.learned_optimizers.learning_to_learn import LearningToLearn
 from lightning_meta.learned_optimizers.learning_to_learn_data import DigitProblemsDataModule, QuadraticDataModule
-from lightning_meta.learned_optimizers.optimizer import OPTIONS, WEIGHTS, read_rule, write_rule
+from lightning_meta.learned_optimizers.optimizer import _fingerprint, _options, read_rule
 from lightning_meta.learned_optimizers.style_data import StyleDataModule
 from lightning_meta.learned_optimizers.unroll import optimize
+from lightning_meta.storage import weights
+from tests.conftest import ROOT
 
-SHIPPED = sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))
+SHIPPED = [name for name in weights.shipped() if name.startswith("l2l_")]
 
 
 def random_rule(seed=0, **options):
@@ -36,6 +37,12 @@ def random_rule(seed=0, **options):
         for network in rule.networks.values():
             nn.init.normal_(network.output.weight)
     return rule
+
+
+def write_old(path, rule, **changes):
+    """A file as they once were: a rule without the module that trained it."""
+    notes = {"options": json.dumps(_options(rule)), "fingerprint": _fingerprint(rule)}
+    save_file(rule.state_dict(), path, notes | changes)
 
 
 def mlp(dtype=torch.float32):
@@ -360,7 +367,7 @@ def test_states_keep_no_graph_and_no_more_than_they_need():
 
 def test_the_rule_is_copied_and_no_random_number_drawn(tmp_path):
     rule = random_rule()
-    write_rule(tmp_path / "rule.safetensors", rule)
+    write_old(tmp_path / "rule.safetensors", rule)
     before = torch.get_rng_state()
     optimizer = LearnedOptimizer(mlp().parameters(), tmp_path / "rule.safetensors")
     assert torch.equal(torch.get_rng_state(), before)
@@ -426,19 +433,20 @@ def test_lightning_trains_clips_schedules_and_resumes(tmp_path):
     [{}, {"p": None, "num_layers": 1, "output_scale": 1.0, "averaging_cells": 2}, {"separate_convolutions": True}],
 )
 def test_a_rule_survives_its_file(tmp_path, options):
-    path, rule = tmp_path / "rule.safetensors", random_rule(**options)
-    write_rule(path, rule, data="digits", seed="3")
-    with safe_open(path, "pt") as file:
-        notes = file.metadata()
-    assert (notes["data"], notes["seed"]) == ("digits", "3")
-    assert json.loads(notes["options"]).keys() == set(OPTIONS)
-    read = read_rule(path)
-    assert same(read, rule)
-    assert not read.training
-    assert not any(p.requires_grad for p in read.parameters())
-    write_rule(path, read)
-    assert same(read_rule(str(path)), rule)
-    assert os.listdir(tmp_path) == ["rule.safetensors"]
+    new, old, rule = tmp_path / "new.safetensors", tmp_path / "old.safetensors", random_rule(**options)
+    module = LearningToLearn(**_options(rule))
+    module.rule.load_state_dict(rule.state_dict())
+    hyper_parameters = dict(module.hparams)
+    checkpoint = {"state_dict": module.state_dict(), "global_step": 3}
+    checkpoint |= {"hyper_parameters": hyper_parameters | {"_class_path": "LearningToLearn"}}
+    checkpoint |= {"callbacks": {"Timer": {"time_elapsed": {"train": 4.4}}}}
+    weights.write(new, checkpoint, {"steps": 3, "seconds": 4, "model": hyper_parameters})
+    write_old(old, rule)
+    read, read_old = read_rule(new), read_rule(str(old))
+    for copied in (read, read_old):
+        assert same(copied, rule)
+        assert not copied.training
+        assert not any(p.requires_grad for p in copied.parameters())
     gradients, shapes = torch.randn(3, 1, 10), [(2, 1, 1, 2), (6,)]
     updates = [r(gradients, r.start(1, shapes), shapes)[0] for r in (rule, read)]
     torch.testing.assert_close(*updates, rtol=0, atol=0)
@@ -472,22 +480,16 @@ def refused(call, *arguments, **options):
     return message
 
 
-def test_unknown_names_and_places(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_meta.learned_optimizers.optimizer.WEIGHTS", tmp_path)
-    for name in ("one", "two"):
-        write_rule(tmp_path / f"{name}.safetensors", random_rule())
-    assert same(read_rule("two"), random_rule())
-    assert "no learned optimizer three: give one or two or the path of" in refused(read_rule, "three")
-    assert "no learned optimizer" in refused(LearnedOptimizer, mlp().parameters(), f"../{tmp_path.name}/one")
+def test_unknown_names_and_places(tmp_path):
+    for name in ("l2l_none", "../weights/l2l_mnist"):
+        assert f"no weights {name}: give " in refused(LearnedOptimizer, mlp().parameters(), name)
     for missing in ("no.safetensors", "no.ckpt"):
         assert f"{missing}: check the path" in refused(read_rule, tmp_path / missing)
-    assert "ends in .safetensors" in refused(write_rule, tmp_path / "rule.pt", random_rule())
-    assert "cannot write" in refused(write_rule, tmp_path / "none" / "rule.safetensors", random_rule())
 
 
 def test_damaged_files(tmp_path):
     good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
-    write_rule(good, random_rule())
+    write_old(good, random_rule())
     content = good.read_bytes()
     flipped = bytearray(content)
     flipped[-1] ^= 1
@@ -503,29 +505,32 @@ def test_damaged_files(tmp_path):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda w, n: w.pop("networks.all.output.bias"), "there is no networks.all.output.bias"),
-        (lambda w, n: w.update(more=torch.ones(1)), "more is no weight of a rule"),
-        (lambda w, n: w.update({"networks.all.output.bias": torch.ones(3)}), r"output.bias is (3,) and should be (1,)"),
+        (lambda w, n: w.pop("networks.all.output.bias"), 'Missing key(s) in state_dict: "networks.all.output.bias"'),
+        (lambda w, n: w.update(more=torch.ones(1)), 'Unexpected key(s) in state_dict: "more"'),
+        (lambda w, n: w.update({"networks.all.output.bias": torch.ones(3)}), "size mismatch for networks.all.output"),
         (
             lambda w, n: w["networks.all.output.weight"].fill_(float("nan")),
             "output.weight has values that are not finite",
         ),
         (lambda w, n: w["networks.all.output.weight"].mul_(2), "fingerprint"),
-        (lambda w, n: n.pop("options"), "KeyError: 'options'"),
+        (lambda w, n: n.pop("options"), "KeyError: 'notes'"),
         (lambda w, n: n.update(options="{"), "JSONDecodeError"),
         (lambda w, n: n.update(options="[]"), "TypeError"),
         (lambda w, n: n.update(options=n["options"].replace("5", '"5"', 1)), "TypeError"),
-        (lambda w, n: n.update(options=n["options"].replace("2", "3", 1)), "there is no networks.all.layers.2"),
+        (
+            lambda w, n: n.update(options=n["options"].replace("2", "3", 1)),
+            'Missing key(s) in state_dict: "networks.all.layers.2',
+        ),
     ],
 )
 def test_files_of_something_else(tmp_path, change, complaint):
     path = tmp_path / "rule.safetensors"
-    write_rule(path, random_rule())
-    weights = load_file(path)
+    write_old(path, random_rule())
+    tensors = load_file(path)
     with safe_open(path, "pt") as file:
         notes = file.metadata()
-    change(weights, notes)
-    save_file(weights, path, notes)
+    change(tensors, notes)
+    save_file(tensors, path, notes)
     assert complaint in refused(read_rule, path)
 
 
@@ -536,7 +541,7 @@ def test_checkpoints_of_something_else(checkpoint):
     torch.save({name: contents[name] for name in ("state_dict", "global_step")}, checkpoint.path)
     assert "last.ckpt is not a learned optimizer" in refused(read_rule, checkpoint.path)
     torch.save(contents | {"state_dict": {}}, checkpoint.path)
-    assert "there is no networks." in refused(read_rule, checkpoint.path)
+    assert "Missing key(s)" in refused(read_rule, checkpoint.path)
     checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-100])
     assert "damaged" in refused(read_rule, checkpoint.path)
 
@@ -548,7 +553,7 @@ def test_states_of_something_else():
     state = copy.deepcopy(optimizer.state_dict())
     for rule in (random_rule(seed=1), random_rule(hidden_size=6), random_rule(output_scale=1.0)):
         other = LearnedOptimizer(model.parameters(), rule)
-        assert "give the same weights as then" in refused(other.load_state_dict, state)
+        assert "use the weights of that run" in refused(other.load_state_dict, state)
     adam = torch.optim.Adam(model.parameters())
     assert "another kind of optimizer" in refused(optimizer.load_state_dict, adam.state_dict())
     fewer = LearnedOptimizer(model[0].parameters(), random_rule())
@@ -556,10 +561,10 @@ def test_states_of_something_else():
     parts = [{"params": [p]} for p in model.parameters()]
     assert "other numbers of parameters" in refused(LearnedOptimizer(parts, random_rule()).load_state_dict, state)
     swapped = LearnedOptimizer(list(mlp().named_parameters())[::-1], random_rule())
-    assert "the state of 2.bias is not of shape (2, 2, 5)" in refused(swapped.load_state_dict, state)
+    assert "the state of 2.bias should be h and c of shape (2, 2, 5)" in refused(swapped.load_state_dict, state)
     assert not swapped.state
     del state["state"][0]["c"]
-    assert "the state of parameter 0 (4, 3) is not" in refused(optimizer.load_state_dict, state)
+    assert "the state of parameter 0 (4, 3) should be" in refused(optimizer.load_state_dict, state)
 
 
 def test_gradients_and_factors_that_cannot_be_used():
@@ -593,12 +598,12 @@ def test_no_lightning_is_imported():
         "import sys; import lightning_meta.learned_optimizers.layers; from lightning_meta.learned_optimizers import "
         "LearnedOptimizer; assert not {'lightning', 'lightning.pytorch'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=WEIGHTS.parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_rules_are_small_and_have_a_card(name):
-    path = WEIGHTS / f"{name}.safetensors"
+    path = weights.shipped()[name]
     assert path.stat().st_size < 100_000
     assert path.with_suffix(".md").read_text().startswith(f"# {name}\n")
     assert all(p.isfinite().all() for p in read_rule(name).parameters())

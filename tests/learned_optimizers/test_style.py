@@ -6,7 +6,7 @@ from PIL import Image
 from lightning_meta.cli import main
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.features import Features
-from lightning_meta.learned_optimizers.style_data import OwnPicture, StyleDataModule, StyleSet
+from lightning_meta.learned_optimizers.style_data import StyleDataModule, StyleSet, UsersStyleSet
 from lightning_meta.learned_optimizers.unroll import loss_and_gradient
 from lightning_meta.running.segments import Segment
 from tests.conftest import arguments
@@ -49,7 +49,7 @@ def test_the_loss_is_the_same_for_one_picture_as_in_a_batch(features):
 
 
 def test_a_users_picture_keeps_its_shape(features):
-    own = OwnPicture(features, picture(0, 40, 80), picture(1, 30, 30), 64)
+    own = UsersStyleSet(features, picture(0, 40, 80), picture(1, 30, 30), 64)
     problems = own.batch(1, 2, torch.empty(0))
     assert problems.contents.shape == (1, 3, 32, 64)
     assert problems.start.shape == (1, 3 * 32 * 64)
@@ -67,7 +67,7 @@ def test_pictures_below_the_root_are_taken_and_held_out(tmp_path):
     assert torch.equal(styles["training"], picture(11))
     assert "a.png" in name
     assert "stand-in" not in name
-    with pytest.raises(InputError, match="7 pictures in content and 2 in style"):
+    with pytest.raises(InputError, match="7 images in content and 2 in style"):
         StyleDataModule(root=str(tmp_path), source="paper").read()
 
 
