@@ -18,12 +18,12 @@ PAPERS = [path.name for path in PACKAGE.iterdir() if (path / "layers.py").exists
 
 FLOORS = [  # rooms of the package, from the ground up: a room knows only those below its own floor
     ["errors"],
-    ["seeding", "nn", "names", "command_options"],
+    ["seeding", "nn", "names", "command_options", "data_terms"],
     ["sources", "storage"],
     ["drawing"],
     ["running"],
     PAPERS,
-    ["catalogue", "command_help", "data_terms"],
+    ["catalogue", "command_help"],
     ["cli"],
     ["__main__"],
 ]
