@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lightning_meta.sources.archives import archive_members
 from lightning_meta.sources.cifar import cifar10, class_folders, coloured_digits, download_cifar10, has_cifar10
 from tests.conftest import refused
 
@@ -153,12 +154,12 @@ def test_an_unpickler_that_knows_only_arrays(root, name):
         (python2(PIXELS.reshape(-1), [1, 2, 3]), ("3,072",)),
         (python2(PIXELS, [1, 2, 3], kind=b"i1"), ("unsigned",)),
         (pickle.dumps({"data": PIXELS.astype(object), "labels": [1, 2, 3]}, 2), ("unsigned",)),
-        (python2(PIXELS[:0], []), ("0 bytes for 0 pictures",)),
-        (python2(PIXELS, [1, 2, 3]).replace(b"M\x03\x00", b"M\x04\x00"), ("9,216 bytes for 4 pictures",)),
+        (python2(PIXELS[:0], []), ("0 bytes for 0 images",)),
+        (python2(PIXELS, [1, 2, 3]).replace(b"M\x03\x00", b"M\x04\x00"), ("9,216 bytes for 4 images",)),
         (pickle.dumps({"data": PIXELS}, 2), ("labels are not",)),
         (python2(PIXELS, [1, 2, 10]), ("0 to 9",)),
         (pickle.dumps({"data": PIXELS, "labels": [1, 2, "3"]}, 2), ("0 to 9",)),
-        (python2(PIXELS, [1, 2]), ("2 labels for 3 pictures",)),
+        (python2(PIXELS, [1, 2]), ("2 labels for 3 images",)),
     ],
 )
 def test_refuses_a_broken_batch_by_name(root, content, words):
@@ -372,7 +373,7 @@ def test_class_folders_refuses_what_is_no_data_set(pictures, suffix):
     refused(read, "only the class cat")
     for name in ("2.png", "10.JPG", "11.webp"):
         (pictures / "train" / "cat" / name).unlink()
-    refused(read, "no class folders", "train/<class>/<picture>")
+    refused(read, "no class folders", "train/<class>/<image>")
 
 
 def test_class_folders_refuses_what_is_no_folder_and_no_archive(tmp_path):
@@ -423,11 +424,10 @@ def test_links_in_an_archive_are_passed_over(pictures):
     assert len(class_folders(path)[0]) == 2
 
 
-def test_a_picture_that_fills_memory_is_refused(pictures, monkeypatch):
-    monkeypatch.setattr("lightning_meta.sources.cifar._LARGEST", 10)
+def test_a_file_that_fills_memory_is_refused(pictures):
     for suffix in (".tar", ".zip"):
         path = archived(pictures / "test", suffix)
-        refused(lambda path=path: class_folders(path), path, "more than 10")
+        refused(lambda path=path: list(archive_members(path, lambda name: True, largest=10)), path, "more than 10")
 
 
 @pytest.mark.parametrize("train", [True, False])

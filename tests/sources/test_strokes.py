@@ -260,7 +260,7 @@ def test_own_folder_is_split_in_the_order_of_its_names(tmp_path):
     (tmp_path / "002.xml").unlink()
     refused(lambda: own_strokes(tmp_path), "2 XML files", "at least 3")
     refused(lambda: own_strokes(tmp_path / "notes.txt"), "neither a folder nor")
-    refused(lambda: own_strokes(tmp_path / "none.npz"), "does not exist")
+    refused(lambda: own_strokes(tmp_path / "none.npz"), "none.npz", "No such file")
     (tmp_path / "a").mkdir()
     same(own_strokes(write(tmp_path / "a" / "own.npz", **three())).train, random_part(5))
 
@@ -374,7 +374,7 @@ def test_what_is_wrong_with_a_stroke_file_is_named(tmp_path):
     refused(lambda: stroke_file(write(path, **three(test=nested))), "test", "not of numbers")
     with (tmp_path / "one.npz").open("wb") as file:
         np.save(file, np.zeros((2, 3)))
-    refused(lambda: stroke_file(tmp_path / "one.npz"), "one.npz", "no .npz file")
+    refused(lambda: stroke_file(tmp_path / "one.npz"), "one.npz", "damaged")
     header = npy(b"", "(1000000000000, 2, 3)").replace(b"|O", b"i1")
     refused(lambda: stroke_file(with_member(path, header)), "train", "damaged")
 
