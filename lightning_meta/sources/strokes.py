@@ -43,6 +43,7 @@ def from_lines(lines: Sequence[np.ndarray]) -> np.ndarray:
     """Convert strokes to a sequence (T, 3). A stroke is the points (n, 2), x and y, that the pen touches in turn.
 
     Example:
+        >>> import numpy as np
         >>> from_lines([np.array([[1, 2], [3, 5]]), np.array([[4, 4]])]).tolist()
         [[0.0, 0.0, 0.0], [2.0, 3.0, 1.0], [1.0, -1.0, 1.0]]
     """
@@ -64,6 +65,7 @@ def to_lines(sequence: np.ndarray, scale: Sequence[float] = (1.0, 1.0)) -> list[
         The points (n, 2), float64, of each stroke.
 
     Example:
+        >>> import numpy as np
         >>> [stroke.tolist() for stroke in to_lines(np.array([[0, 0, 0], [2, 3, 1], [1, -1, 1]]))]
         [[[0.0, 0.0], [2.0, 3.0]], [[3.0, 2.0]]]
     """

@@ -225,6 +225,7 @@ def unigram_bits(train: np.ndarray, test: np.ndarray) -> float:
         test: Symbols (N,) to predict.
 
     Example:
+        >>> import numpy as np
         >>> unigram_bits(np.array([1, 2, 1, 2]), np.array([1, 2]))
         1.0
     """
@@ -245,6 +246,7 @@ def compressed_bits(test: np.ndarray, how: str) -> float:
         InputError: If ``how`` is neither.
 
     Example:
+        >>> import numpy as np
         >>> compressed_bits(np.zeros(800, np.uint8), "gzip") < 0.2
         True
     """

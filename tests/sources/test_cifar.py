@@ -363,7 +363,7 @@ def test_class_folders_refuses_what_is_no_data_set(pictures, suffix):
 
     broken = pictures / "train" / "dog" / "2.png"
     broken.write_bytes(b"no picture")
-    refused(read, "train/dog/2.png", "not a picture")
+    refused(read, "train/dog/2.png", "not an image")
     broken.write_bytes((pictures / "train" / "dog" / "1.png").read_bytes()[:60])
     refused(read, "train/dog/2.png", "cannot be decoded")
     broken.unlink()

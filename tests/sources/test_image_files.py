@@ -107,7 +107,7 @@ def test_refuses_a_missing_file_a_folder_and_what_is_no_picture(tmp_path):
     refused(read_picture, tmp_path, "is a folder")
     for content in (b"", b"no picture"):
         (tmp_path / "text.png").write_bytes(content)
-        refused(read_picture, tmp_path / "text.png", "not a picture")
+        refused(read_picture, tmp_path / "text.png", "not an image")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tiff", "webp"])

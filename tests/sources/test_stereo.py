@@ -159,16 +159,16 @@ def broken(folder, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("sizes", "left.png is 20x10 pixels, .*right.png 21x10: give two views of one size"),
+        ("sizes", "left.png is 20x10 pixels, .*right.png is 21x10: give two views of one size"),
         ("scale", "disp.png does not say .* give --data.disparity_scale"),
-        ("disparity size", "disp.npy is 19x10, its view 20x10 pixels"),
-        ("negative", "disp.npy has disparities below zero"),
-        ("unknown", "disp.pfm knows the disparity of no pixel"),
+        ("disparity size", "disp.npy is 19x10 pixels, its view is 20x10"),
+        ("negative", "disp.npy has negative disparities"),
+        ("unknown", "disp.pfm has no known disparity"),
         ("pickle", "disp.npy is not a file of one NumPy array"),
         ("two arrays", "disp.npz is not a file of one NumPy array"),
         ("three axes", r"disp.npy holds float32 \(1, 10, 20\)"),
         ("not npz", "disp.npz is not a file of one NumPy array"),
-        ("colour", "disp.png is not a grey picture"),
+        ("colour", "disp.png is not a grey image"),
         ("not png", "disp.png cannot be decoded"),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_view_without_its_partner_is_named(tmp_path):
     with pytest.raises(InputError, match=r"image_2/2.png has no partner of that name in .*image_3"):
         find_pairs(tmp_path)
     save(tmp_path / "b" / "image_3" / "1.png", view(1))
-    with pytest.raises(InputError, match=r"image_3 has no image_2 beside it"):
+    with pytest.raises(InputError, match=r"image_3 has no folder image_2 beside it"):
         find_pairs(tmp_path / "b")
     save(tmp_path / "c" / "cat_right.png", view(1))
     with pytest.raises(InputError, match=r"cat_right.png has no partner cat_left.png"):

@@ -125,7 +125,7 @@ def test_names_the_largest_and_the_smallest_size(byte_fallback, capfd):
 
 @pytest.mark.parametrize("texts", [[], [[]], [["", " "]]], ids=["no texts", "no sentences", "blank sentences"])
 def test_refuses_texts_of_nothing(texts):
-    refused(lambda: train_pieces(texts, 300), "no pieces can be learned")
+    refused(lambda: train_pieces(texts, 300), "no subwords can be learned")
 
 
 @pytest.mark.parametrize("model", [b"", b"not a model", bytes(100)])

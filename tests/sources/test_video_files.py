@@ -86,7 +86,7 @@ def test_a_length_that_no_memory_holds_is_damage(tmp_path, monkeypatch):
 
     (tmp_path / "clip.mp4").touch()
     monkeypatch.setattr(av, "open", out_of_memory)
-    with pytest.raises(InputError, match=r"clip\.mp4 cannot be read as a video \(a length in it is damaged\)"):
+    with pytest.raises(InputError, match=r"clip\.mp4 cannot be read as a video \(a length in the file is damaged\)"):
         read_clip(tmp_path / "clip.mp4")
 
 
@@ -244,7 +244,7 @@ def test_refuses_what_is_no_clip(tmp_path):
     refused(tmp_path, "no PNG, JPG or WebP")
     for suffix in ("png", "jpg", "bmp"):
         Image.new("L", (8, 8)).save(tmp_path / f"one.{suffix}")
-        refused(tmp_path / f"one.{suffix}", "single picture", "folder")
+        refused(tmp_path / f"one.{suffix}", "single image", "folder")
     (tmp_path / "text.txt").write_text("hello\n" * 99)
     refused(tmp_path / "text.txt", "text file")
     for name, content in (("empty.mp4", b""), ("noise.mp4", bytes(range(256)) * 9)):
@@ -260,7 +260,7 @@ def test_refuses_a_truncated_gif_or_video(tmp_path):
     write_video(tmp_path / "clip.avi", noise)
     content = (tmp_path / "clip.avi").read_bytes()
     (tmp_path / "clip.avi").write_bytes(content[: len(content) // 2])
-    refused(tmp_path / "clip.avi", "cut short")
+    refused(tmp_path / "clip.avi", "truncated")
     write_video(tmp_path / "clip.mp4", noise)  # the table of frames lies at the end
     content = (tmp_path / "clip.mp4").read_bytes()
     (tmp_path / "clip.mp4").write_bytes(content[: len(content) // 2])
