@@ -109,7 +109,7 @@ def test_refuses_a_broken_file_by_name(root, name, content, words):
     raw = root / "MNIST" / "raw"
     (raw / name.removesuffix(".gz")).unlink()
     (raw / name).write_bytes(content)
-    assert has_mnist(root)  # broken is not absent
+    assert has_mnist(root)  # a broken file exists
     refused(root, str(raw / name), *words)
 
 
@@ -143,7 +143,7 @@ def test_refuses_a_root_that_is_no_folder(tmp_path):
 
 
 class Server:
-    """Stands for torchvision's class: writes its files, or some of them and then fails."""
+    """Mock of torchvision's class: write its files, or write some of them and fail."""
 
     def __init__(self, error=None, missing=()):
         self.error, self.missing, self.timeout = error, missing, None
@@ -235,7 +235,7 @@ def test_small_digits_are_framed_and_as_bright_as_mnist():
     assert (images.flatten(1).max(1).values > 250).all()
     assert images.float().mean() == pytest.approx(33.3, abs=1.5)  # MNIST's mean
     assert torch.equal(images, small_digits()[0])
-    # shrunk again they are the original's shape: not flipped, turned or shifted
+    # reduced to 8x8 they match the originals: not flipped, rotated or shifted
     from sklearn.datasets import load_digits
 
     small = torch.nn.functional.interpolate(images[:, None, 4:24, 4:24].float(), size=(8, 8), mode="area")
