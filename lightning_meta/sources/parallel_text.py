@@ -183,7 +183,7 @@ def sentences(path: str | Path) -> list[str]:
     if not read:
         raise InputError(f"{path} holds no sentences: give one per line")
     if "" in read:
-        raise InputError(f"{path}: line {read.index('') + 1:,} is empty: add its sentence or remove the line")
+        raise InputError(f"{path}: line {read.index('') + 1:,} is empty: give its sentence or remove the line")
     return read
 
 
@@ -271,7 +271,7 @@ def _read(source: Path, target: Path, drop_empty: bool, limit: int | None = None
             dropped += 1
         else:
             raise InputError(
-                f"{target if pair[0] else source}: line {number:,} is empty: add its sentence or remove the line from "
+                f"{target if pair[0] else source}: line {number:,} is empty: give its sentence or remove the line from "
                 "both files"
             )
     if not pairs.source:

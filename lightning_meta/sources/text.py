@@ -62,7 +62,7 @@ def penn_treebank(root: str | Path) -> Text:
             raise InputError(f"Penn Treebank: {name}[.gz] is missing: {_ptb_by_hand(root)}")
         characters = _characters(_content(path), path)
         if not characters.endswith("\n"):
-            raise InputError(f"{path} is truncated, its last line has no end: {AGAIN}")
+            raise InputError(f"{path} is truncated, its last line does not end in a newline: {AGAIN}")
         if path.name.startswith("ptb.char."):
             characters = characters.replace(" ", "").replace("_", " ")
         lines = characters.removesuffix("\n").split("\n")
