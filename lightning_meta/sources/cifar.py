@@ -162,10 +162,10 @@ def coloured_digits(train: bool, count: int | None = None) -> tuple[Tensor, Tens
     # scale the digit from 20 of 28 pixels to 23 to 30 of 32, and place it anywhere inside the image
     zoom = 1 + 0.3 * random[:, 3]
     shift = (random[:, 4:6] * 2 - 1) * (1 / zoom - 20 / 28)[:, None]
-    where = torch.zeros(count, 2, 3)
-    where[:, 0, 0] = where[:, 1, 1] = 1 / zoom
-    where[:, :, 2] = shift
-    grid = torch.nn.functional.affine_grid(where, [count, 1, 32, 32], align_corners=False)
+    affine = torch.zeros(count, 2, 3)
+    affine[:, 0, 0] = affine[:, 1, 1] = 1 / zoom
+    affine[:, :, 2] = shift
+    grid = torch.nn.functional.affine_grid(affine, [count, 1, 32, 32], align_corners=False)
     ink = torch.nn.functional.grid_sample(digits[turn][:, None] / 255, grid, align_corners=False)
     return (patches + ink * (colours - patches)).round().to(torch.uint8), labels[turn]
 
