@@ -35,6 +35,7 @@ from safetensors.torch import save as safetensors
 
 from lightning_meta import catalogue
 from lightning_meta.cli import main
+from lightning_meta.drawing import files
 from lightning_meta.dynamic_filters.moving_mnist_data import fixed_test_sequences
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.features import Features, load_features
@@ -313,12 +314,12 @@ FRAMES = torch.from_numpy(RANDOM.integers(0, 256, (5, 16, 16), np.uint8))
 
 
 def write_gif(folder: Path) -> Path:
-    video_files.write_gif(folder / "clip.gif", FRAMES)
+    files.write_gif(folder / "clip.gif", FRAMES)
     return folder / "clip.gif"
 
 
 def write_mp4(folder: Path) -> Path:
-    video_files.write_mp4(folder / "clip.mp4", (frame.expand(3, -1, -1) for frame in FRAMES), 10)
+    files.write_mp4(folder / "clip.mp4", (frame.expand(3, -1, -1) for frame in FRAMES), 10)
     return folder / "clip.mp4"
 
 

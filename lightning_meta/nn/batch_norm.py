@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of all processes, on any device (torch's own needs GPUs)."""
+"""Batch normalisation over the batches of all processes, on any device (``torch.nn.SyncBatchNorm`` needs GPUs)."""
 
 import torch
 from torch import Tensor, nn
@@ -6,9 +6,15 @@ from torch.distributed.nn.functional import all_reduce
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """``torch.nn.BatchNorm2d`` that gives N processes of batch B what one of batch N*B gets (Ioffe and Szegedy 2015).
+    """``torch.nn.BatchNorm2d`` with statistics over all processes (Ioffe and Szegedy 2015).
 
-    Every process must bring the same number of values.
+    N processes with batches of size B get the result of one process with a batch of size N*B. Each process must have
+    the same number of values. In evaluation and with one process it is ``torch.nn.BatchNorm2d``.
+
+    Example:
+        >>> import torch
+        >>> BatchNorm2d(3)(torch.ones(2, 3, 4, 5)).shape
+        torch.Size([2, 3, 4, 5])
     """
 
     running_mean: Tensor
@@ -16,7 +22,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     num_batches_tracked: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises (B, C, H, W)."""
+        """Normalise a batch (B, C, H, W)."""
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         processes = torch.distributed.get_world_size() if distributed else 1
         if not self.training or processes == 1:
@@ -29,7 +35,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             self.num_batches_tracked += 1
             count = processes * x.numel() / x.shape[1]
-            # None: a plain average
+            # momentum None: a cumulative average
             momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), momentum)

@@ -1,4 +1,4 @@
-"""C++ of ours, built on first use where there is a compiler."""
+"""Compile our C++ sources on first use, if there is a compiler."""
 
 import ctypes
 import hashlib
@@ -17,12 +17,13 @@ _FLAGS = {
 
 
 def library(source: Path) -> ctypes.CDLL | None:
-    """Build a source file that may include torch's headers. Built once, and kept in the user's cache.
+    """Compile a source file, which may include torch's headers, and load it. The result is kept in the user's cache.
 
-    The compiler is the one that CXX names, else c++. It is given the instructions that torch itself uses here.
+    The compiler is that of the environment variable ``CXX``, or else ``c++``. It targets the CPU instructions that
+    torch uses on this machine.
 
     Returns:
-        None where it cannot be had: no compiler, no home, or it does not build.
+        The library, or None if there is no compiler, the cache cannot be written, or the source does not compile.
     """
     torch_folder, capability = Path(torch.__file__).parent, torch.backends.cpu.get_cpu_capability()
     command = [
@@ -39,7 +40,7 @@ def library(source: Path) -> ctypes.CDLL | None:
         built = cache / f"{source.stem}-{key}.so"
         if not built.exists():
             cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as folder:  # of several processes, each builds its own
+            with tempfile.TemporaryDirectory(dir=cache) as folder:  # each process builds its own
                 made = Path(folder) / built.name
                 subprocess.run([*command, "-o", str(made)], check=True, capture_output=True)
                 made.replace(built)

@@ -1,4 +1,4 @@
-"""NumPy's archives."""
+"""NumPy archives (.npz) with limited size."""
 
 import zipfile
 from pathlib import Path
@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile
 
-_LARGEST = 2**30  # bytes of all arrays of an archive; what has more is out to fill memory
+_LARGEST = 2**30  # bytes of all arrays of an archive
 
 
 def open_npz(path: str | Path) -> "NpzFile":
-    """The arrays of an .npz file by name; each is read when it is asked for, and none may hold objects.
+    """Open an .npz file as a mapping from names to arrays. Arrays are read on access and must not hold objects.
 
     Raises:
-        ValueError: They are larger than 1 GiB. Over a damaged file NumPy, zipfile and tokenize raise all sorts.
+        ValueError: If all arrays together are larger than 1 GiB. For a damaged file NumPy, zipfile and tokenize raise
+            all sorts of exceptions.
     """
     import numpy as np
 

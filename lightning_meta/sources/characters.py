@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lightning_meta.errors import InputError
 from lightning_meta.seeding import generator
-from lightning_meta.sources.cifar import archive_members
+from lightning_meta.sources.archives import archive_members
 from lightning_meta.sources.download import download
 from lightning_meta.sources.image_files import decode, is_picture, picture_paths
 

@@ -1,4 +1,4 @@
-"""Data sets from the net: whole or not there."""
+"""Download data sets completely or not at all."""
 
 import contextlib
 import http.client
@@ -15,30 +15,30 @@ from lightning_meta.errors import InputError
 
 
 def download(name: str, fetch: Callable[[Path], object], files: Sequence[str], root: str | Path, by_hand: str) -> None:
-    """Download a data set into a temporary folder and move its files to their place when all of them are there.
+    """Download a data set into a temporary folder, and move its files to ``root`` when all are complete.
 
     Args:
-        name: What an error calls the data set.
-        fetch: Writes the files below the folder that it is given, with torchvision or urllib.
-        files: Paths of the files, below that folder and then below ``root``.
-        root: Folder to download into; made where it does not exist.
-        by_hand: What to do instead where the download fails, for the error.
+        name: Name of the data set for error messages.
+        fetch: Function that downloads the files into the folder that it is given, with torchvision or urllib.
+        files: Paths of the files, relative to that folder and to ``root``.
+        root: Folder to download into; created if it does not exist.
+        by_hand: Instructions for a download by hand, for error messages.
 
     Raises:
-        InputError: If the download fails (a server silent for 10 seconds counts) or ``root`` cannot be written.
+        InputError: If the download fails, the server does not answer for 10 seconds, or ``root`` cannot be written.
     """
     root = Path(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".download-", dir=root))  # the same disk, so that a move is atomic
+        folder = Path(tempfile.mkdtemp(prefix=".download-", dir=root))  # on the same disk, so that a move is atomic
     except OSError as error:
         raise InputError(
             f"cannot write {name} to {root} ({error.strerror}): choose a folder you can write to"
         ) from error
     timeout = socket.getdefaulttimeout()
     try:
-        socket.setdefaulttimeout(10)  # torchvision sets none and would wait for ever behind a silent firewall
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # progress bars
+        socket.setdefaulttimeout(10)  # torchvision sets no timeout, and behind a firewall it would wait for ever
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # no progress bars
             fetch(folder)
         for file in files:
             (root / file).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Small labelled images, for training and test: MNIST, CIFAR-10, their stand-ins, or class folders of the user's own.
+"""Small labelled images for training and test: MNIST, CIFAR-10, their stand-ins, or the user's class folders.
 
 N is the number of images, C is 1 (grey) or 3, S their height and width in pixels. Images are (N, C, S, S), uint8.
 """
@@ -15,44 +15,49 @@ from lightning_meta.sources import cifar, digits
 
 
 class LabelledImages(NamedTuple):
-    """A data set in two parts."""
+    """The training and the test set of a data set."""
 
     images: Tensor  # (N, C, S, S), uint8
     labels: Tensor  # (N,)
     test_images: Tensor
     test_labels: Tensor
-    classes: list[str]  # the names of the labels
-    name: str  # what records call the data set; the name of a stand-in says that it is one
+    classes: list[str]  # names of the labels
+    name: str  # name of the data set in records; the name of a stand-in says that it is one
 
 
 class Dataset(Protocol):
     """A published data set of labelled images, with a stand-in that needs no download."""
 
     name: str
-    stand_in: str  # what records call the stand-in
-    folder: str  # below ``root``
+    stand_in: str  # name of the stand-in in records
+    folder: str  # its folder in ``root``
     size: int  # S
     grey: bool
 
     @staticmethod
     def present(root: str) -> bool:
-        """Whether the published data set lies below ``root``."""
+        """Return whether the published data set exists in ``root``."""
 
     @staticmethod
     def download(root: str) -> None:
-        """Download it into ``root``."""
+        """Download the published data set into ``root``."""
 
     @staticmethod
     def read(root: str) -> LabelledImages:
-        """The published data set."""
+        """Read the published data set."""
 
     @staticmethod
     def read_stand_in() -> LabelledImages:
-        """The stand-in."""
+        """Make the stand-in."""
 
 
 class MNIST:
-    """MNIST, 28x28 in grey, or scikit-learn's 8x8 digits, enlarged."""
+    """MNIST, 28x28 and grey, or scikit-learn's 8x8 digits, enlarged.
+
+    Example:
+        >>> MNIST.read_stand_in().test_images.shape
+        torch.Size([397, 1, 28, 28])
+    """
 
     name, stand_in, folder, size, grey = "MNIST", digits.STAND_IN, "MNIST/raw", 28, True
     classes = tuple("0123456789")
@@ -104,27 +109,32 @@ class CIFAR10:
 
 
 def own_images(path: str, size: int, grey: bool = False) -> LabelledImages:
-    """A user's folders of images, one a class, scaled to ``size``; or an archive of them.
+    """Read the user's images, resized to ``size`` x ``size``, from one folder per class or an archive of such folders.
 
-    Both parts are shuffled, so that the first few images are of all classes. If there is no ``test`` folder, every
-    sixth image is for testing.
+    Both sets are shuffled, so that their first images cover all classes. Without a ``test`` folder, one sixth of the
+    images are held out for testing.
+
+    Args:
+        path: As for ``cifar.class_folders``.
+        size: Height and width of the result.
+        grey: Average the three channels.
 
     Raises:
-        InputError: If the images cannot be read, or the classes of training and test differ.
+        InputError: If the images cannot be read, there are too few, or the classes of training and test differ.
     """
     images, labels, names = cifar.class_folders(path, size, split="train")
     test, test_labels, test_names = cifar.class_folders(path, size, split="test")
     if names != test_names:
-        raise InputError(f"{path}: the classes of train and test differ, {names} and {test_names}: use the same names")
-    one_set = torch.equal(images, test)
+        raise InputError(f"{path}: the classes of train and test differ ({names} and {test_names}): use the same names")
+    one_set = torch.equal(images, test)  # there are no folders of splits
     images, labels = _shuffled(images, labels)
     if one_set:
         held_out = torch.arange(len(images)) % 6 == 5
         images, labels, test, test_labels = images[~held_out], labels[~held_out], images[held_out], labels[held_out]
     else:
-        test, test_labels = _shuffled(test, test_labels)  # otherwise the first of them would all be of one class
+        test, test_labels = _shuffled(test, test_labels)
     if len(images) < 6 or not len(test):
-        raise InputError(f"{path}: {len(images)} images are too few: give at least a dozen")
+        raise InputError(f"{path}: {len(images)} training images are too few: give at least 12 images")
     name = f"pictures of {Path(path).name}, {size}x{size}"
     if grey:
         images, test = (part.float().mean(1, keepdim=True).round().to(torch.uint8) for part in (images, test))

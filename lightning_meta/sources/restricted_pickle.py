@@ -1,4 +1,4 @@
-"""Arrays from pickles that nobody vouches for: nothing in them is run, and a small one cannot fill the memory."""
+"""Read arrays from untrusted pickles: no code in them is executed, and a small pickle cannot fill the memory."""
 
 import io
 import pickle
@@ -7,14 +7,23 @@ from typing import Any
 
 import numpy as np
 
-_MOST = 2**22  # instructions; 75,000 sequences of strokes have two million
+_MOST = 2**22  # largest number of instructions; 75,000 sequences of strokes have two million
 
 
 def load(content: bytes) -> Any:
-    """What a pickle holds: numbers, texts, lists, tuples and dictionaries of them, and arrays as ``Array``.
+    """Load numbers, strings, lists, tuples and dictionaries of them from a pickle, and arrays as ``Array``.
 
     Raises:
-        Exception: Of all sorts, over a pickle that is damaged, has too many instructions or asks for anything else.
+        Exception: Of any type, if the pickle is damaged, has too many instructions or requests anything else.
+
+    Example:
+        >>> import pickle
+        >>> load(pickle.dumps({"labels": [1, 2]}))
+        {'labels': [1, 2]}
+        >>> load(pickle.dumps(print))
+        Traceback (most recent call last):
+        ...
+        _pickle.UnpicklingError: it asks for builtins.print, which no array needs
     """
     try:
         return _Unpickler(content).load()
@@ -23,34 +32,34 @@ def load(content: bytes) -> Any:
 
 
 class Kind:
-    """What a pickle says of an array's type."""
+    """The data type of an array, as a pickle describes it."""
 
     def __init__(self, kind: str | bytes, *_: Any):
         self.kind, self.order = _short(kind), "="
 
     def __setstate__(self, state: tuple):
-        self.order = _short(state[1])  # before it, a version
+        self.order = _short(state[1])  # state[0] is a version
         if self.order not in ("<", ">", "=", "|"):
-            raise pickle.UnpicklingError("an array has no such order of bytes")
+            raise pickle.UnpicklingError("an array has an unknown byte order")
 
 
 class Array:
-    """What a pickle says of an array. It is only noted: NumPy itself would obey a forged state."""
+    """An array, as a pickle describes it. The description is only stored; NumPy itself would trust a forged one."""
 
     def __init__(self, *_: Any):
         self.shape, self.kind, self.by_column, self.content = (0,), Kind(""), False, b""
 
     def __setstate__(self, state: tuple):
-        self.shape, self.kind, self.by_column, self.content = state[-4:]  # before them, a version
+        self.shape, self.kind, self.by_column, self.content = state[-4:]  # state[0] is a version
         if type(self.shape) is not tuple or len(self.shape) > 8 or type(self.kind) is not Kind:
             raise pickle.UnpicklingError("it is not an array")
         if not all(type(length) is int and 0 <= length < 2**48 for length in self.shape):
-            raise pickle.UnpicklingError("an array has no such shape")
+            raise pickle.UnpicklingError("an array has an impossible shape")
         if type(self.content) is not (list if self.kind.kind.startswith("O") else bytes):
             raise pickle.UnpicklingError("it is neither an array of bytes nor one of objects")
 
     def numbers(self) -> np.ndarray:
-        """The array itself, of integers or floats; it cannot be written to."""
+        """Return the array of integers or floats, which is read-only."""
         if self.kind.kind not in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
             raise ValueError(f"an array of type {self.kind.kind!r}, not of numbers")
         array = np.frombuffer(self.content, np.dtype(self.kind.order + self.kind.kind))
@@ -58,15 +67,15 @@ class Array:
 
 
 def _short(value: str | bytes) -> str:
-    if type(value) not in (str, bytes) or len(value) > 8:  # or one long text would be copied again and again
+    if type(value) not in (str, bytes) or len(value) > 8:  # otherwise a long string could be copied many times
         raise pickle.UnpicklingError("it describes no array")
-    return value.decode("latin1") if isinstance(value, bytes) else value  # Python 2's text is bytes
+    return value.decode("latin1") if isinstance(value, bytes) else value  # Python 2 wrote bytes
 
 
 class _Unpickler(pickle._Unpickler):
-    """Knows only the names that an array needs, and what stands for them here.
+    """Unpickler that resolves only the names that an array needs, and replaces them by our own classes.
 
-    It is the one in Python. The one in C asks for gigabytes where a single bit of a number is wrong.
+    It is based on the Python implementation: the C implementation allocates gigabytes for a single wrong bit.
     """
 
     def __init__(self, content: bytes):
@@ -88,12 +97,12 @@ class _Unpickler(pickle._Unpickler):
     def _encode(self, text: str, *_: Any) -> bytes:
         self._left -= len(text)
         if self._left < 0:
-            raise pickle.UnpicklingError("one text stands in many places")  # which would take as many times its memory
+            raise pickle.UnpicklingError("one string is used in many places")  # each use would be a copy
         return text.encode("latin1")
 
     def build(self) -> None:
-        if type(self.stack[-2]) not in (Array, Kind):  # anything else, functions too, would get new attributes
-            raise pickle.UnpicklingError("it fills something that is no array")
+        if type(self.stack[-2]) not in (Array, Kind):  # other objects, even functions, would get new attributes
+            raise pickle.UnpicklingError("it sets the state of something other than an array")
         self.load_build()
 
     def set_item(self) -> None:
@@ -109,12 +118,12 @@ class _Unpickler(pickle._Unpickler):
         self.load_dict()
 
     def _check_keys(self, keys: list[Any]) -> None:
-        if any(type(key) not in (str, bytes) for key in keys):  # nested tuples can take for ever to look up, or crash
-            raise pickle.UnpicklingError("it has keys that are not texts")
+        if any(type(key) not in (str, bytes) for key in keys):  # hashing nested tuples can take for ever, or crash
+            raise pickle.UnpicklingError("it has keys that are not strings")
 
 
 class _Steps(dict):
-    """What each instruction does: of those that arrays are made of, and of no more than so many."""
+    """Dispatch table with the instructions that arrays need. It counts them and stops after ``_MOST``."""
 
     _NAMES = (
         "PROTO FRAME STOP MARK POP POP_MARK GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE NONE NEWTRUE "

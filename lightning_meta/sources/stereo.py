@@ -1,8 +1,8 @@
-"""Stereo pairs: KITTI's and Middlebury's layouts, a user's own folder, and drawn scenes as a stand-in.
+"""Stereo pairs: KITTI's and Middlebury's layouts, the user's own folder, and drawn scenes as a stand-in.
 
-H and W are a picture's height and width in pixels. Views are (H, W), uint8, grey. A disparity is x_left - x_right in
-pixels, (H, W), float32, never below zero; NaN where it is not known. That of the left view says that what it shows at x
-is at x - d in the right one, that of the right view that what it shows at x is at x + d in the left one.
+H and W are an image's height and width in pixels. Views are grey (H, W), uint8. A disparity map d is x_left - x_right
+in pixels, (H, W), float32, non-negative, and NaN if unknown. Pixel x of the left view is at x - d in the right view,
+where d is the left view's disparity. Pixel x of the right view is at x + d in the left view, with its own disparity d.
 """
 
 import math
@@ -15,29 +15,30 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_meta.errors import InputError
+from lightning_meta.sources.archives import AGAIN
 from lightning_meta.sources.arrays import open_npz
 from lightning_meta.sources.image_files import FORMATS, decode, is_picture, picture_paths
 
-# Folders of left and right views, and that of the left views' disparities beside them
+# Names of the folders of left and right views, and of the folder of the left views' disparities
 _FOLDERS = {
     ("image_2", "image_3"): "disp_occ_0",  # KITTI 2015, KITTI odometry in colour
     ("image_0", "image_1"): "disp_occ",  # KITTI 2012, KITTI odometry in grey
     ("image_l", "image_r"): "disp",
     ("left", "right"): "disp",
 }
-# Names of left and right view, and of their disparities, in one folder; the last may follow any beginning
+# Names of left view, right view and their disparities in one folder; the names of the last row may have a prefix
 _FILES = (
     ("im2", "im6", "disp2", "disp6"),  # Middlebury 2003
     ("im0", "im1", "disp0", "disp1"),  # Middlebury 2014
     ("left", "right", "disp", "disp_right"),
 )
 _KITTI_SCALE = 256
-_HORIZONS = 0.05, 0.7  # of drawn scenes, as a share of the height
-_MIDDLEBURY_SCALES = {(375, 450): 4, (750, 900): 2, (1500, 1800): 1}  # of 2003, by (H, W)
+_HORIZONS = 0.05, 0.7  # range of the horizon in drawn scenes, as a fraction of the height
+_MIDDLEBURY_SCALES = {(375, 450): 4, (750, 900): 2, (1500, 1800): 1}  # Middlebury 2003, by (H, W)
 
 
 class Views(NamedTuple):
-    """Two pictures of one scene, taken side by side."""
+    """A stereo pair: two images (H, W) of one scene, taken side by side, and their disparities if known."""
 
     left: np.ndarray
     right: np.ndarray
@@ -45,20 +46,20 @@ class Views(NamedTuple):
     right_disparity: np.ndarray | None = None
 
     def mirrored(self) -> "Views":
-        """Each flipped, and the two swapped: again a left and a right view, of the scene in a mirror."""
+        """Flip both views and swap them, which gives a left and a right view of the mirrored scene."""
         flipped = (None if part is None else part[:, ::-1] for part in self)
         right, left, right_disparity, left_disparity = flipped
         return Views(left, right, left_disparity, right_disparity)
 
     def window(self, top: int, left: int, size: int) -> "Views":
-        """A square of ``size`` pixels, the same of each."""
+        """Crop the same square of ``size`` x ``size`` pixels from all images."""
         rows, columns = slice(top, top + size), slice(left, left + size)
         return Views(*(None if part is None else part[rows, columns] for part in self))
 
     def scaled(self, side: int) -> "Views":
-        """With ``side`` pixels along the shorter side, by area averaging; disparities shrink with the picture.
+        """Resize the shorter side to ``side`` pixels by area averaging, and scale the disparities with the width.
 
-        A disparity is then the mean of what is known of a pixel, if that is half of it at least.
+        A new disparity is the mean of the known ones in its pixel. It is unknown if they cover less than half of it.
         """
         height, width = self.left.shape
         factor = side / min(height, width)
@@ -76,7 +77,7 @@ class Views(NamedTuple):
 
 
 def _shares(pixels: int, fewer: int) -> np.ndarray:
-    """How much of each of so many pixels in a row goes into each of ``fewer``, (fewer, pixels)."""
+    """Return the weight of each of ``pixels`` pixels in each of ``fewer`` larger ones, (fewer, pixels)."""
     edges = np.arange(fewer + 1)[:, None] * (pixels / fewer)
     place = np.arange(pixels)
     overlap = np.minimum(edges[1:], place + 1) - np.maximum(edges[:-1], place)
@@ -84,7 +85,7 @@ def _shares(pixels: int, fewer: int) -> np.ndarray:
 
 
 class StereoPair(NamedTuple):
-    """Where a pair lies."""
+    """The files of a stereo pair."""
 
     name: str  # the path below the folder that was searched
     folder: Path  # pairs of one folder belong together
@@ -92,19 +93,19 @@ class StereoPair(NamedTuple):
     right: Path
     left_disparity: Path | None
     right_disparity: Path | None
-    scale: float | None  # a disparity's values in a picture are so many times its pixels
+    scale: float | None  # levels per pixel of disparity, if the disparity is an image
 
     def read(self) -> Views:
-        """Reads it.
+        """Read the images and disparities.
 
         Raises:
-            InputError: If a file cannot be read, views or disparities differ in size, or a disparity's scale is not
-                known.
+            InputError: If a file cannot be read, views or disparities differ in size, or a disparity's scale is
+                unknown.
         """
         left, right = (np.array(decode(path, path).convert("L")) for path in (self.left, self.right))
         if left.shape != right.shape:
             raise InputError(
-                f"{self.left} is {_size(left)} pixels, {self.right} {_size(right)}: give two views of one size"
+                f"{self.left} is {_size(left)} pixels, {self.right} is {_size(right)}: give two views of one size"
             )
         disparities = []
         for path in (self.left_disparity, self.right_disparity):
@@ -126,12 +127,12 @@ class StereoPair(NamedTuple):
             disparity = read_pfm(path) if path.suffix == ".pfm" else _read_array(path)
             disparity = np.where(np.isfinite(disparity), disparity, np.nan).astype(np.float32)
         if disparity.shape != view.shape:
-            raise InputError(f"{path} is {_size(disparity)}, its view {_size(view)} pixels: give one of its size")
+            raise InputError(f"{path} is {_size(disparity)} pixels, its view is {_size(view)}: give the same size")
         if np.isnan(disparity).all():
-            raise InputError(f"{path} knows the disparity of no pixel: replace or remove it")
+            raise InputError(f"{path} has no known disparity: replace or remove it")
         if np.nanmin(disparity) < 0:
             raise InputError(
-                f"{path} has disparities below zero: give x_left - x_right in pixels, with NaN or inf for unknown"
+                f"{path} has negative disparities: give x_left - x_right in pixels, with NaN or inf for unknown"
             )
         return disparity
 
@@ -139,60 +140,60 @@ class StereoPair(NamedTuple):
 def find_pairs(root: str | Path, disparity_scale: float | None = None) -> list[StereoPair]:
     """Find stereo pairs in a folder and in all folders below it.
 
-    Layouts, recognised by what is in a folder:
+    The names of files and folders tell the layout:
 
     - KITTI stereo (Menze and Geiger 2015; Geiger et al. 2012): ``image_2/``, ``image_3/`` and ``disp_occ_0/``, or
-      ``image_0/``, ``image_1/`` and ``disp_occ/``, where a picture has one; levels are 256 times the pixels.
-    - KITTI odometry: the same without disparities; ``image_l/`` and ``image_r/`` too.
-    - Middlebury 2003 (Scharstein and Szeliski): ``im2.png``, ``im6.png``, ``disp2.png`` and ``disp6.png``, whose levels
-      are 4, 2 or 1 times the pixels at a quarter of the size, at half and at full size.
+      ``image_0/``, ``image_1/`` and ``disp_occ/``. One pixel of disparity is 256 levels.
+    - KITTI odometry: the same, or ``image_l/`` and ``image_r/``, without disparities.
+    - Middlebury 2003 (Scharstein and Szeliski): ``im2.png``, ``im6.png``, ``disp2.png`` and ``disp6.png``. One pixel of
+      disparity is 4 levels at quarter size, 2 at half size and 1 at full size.
     - Middlebury 2014 (Scharstein et al.): ``im0.png``, ``im1.png``, ``disp0.pfm`` and, rarely, ``disp1.pfm``.
-    - Any others: folders ``left/``, ``right/`` and ``disp/``, or files ``left.png``, ``right.png``, ``disp.*``,
-      ``disp_right.*``, or with a common beginning, such as ``cat_left.png``.
+    - Other pairs: folders ``left/``, ``right/`` and ``disp/``, or files ``left.png``, ``right.png``, ``disp.*`` and
+      ``disp_right.*``, which may have a common prefix such as ``cat_left.png``.
 
-    In pictures (PNG) a level of 0 says unknown; in ``.pfm``, ``.npy`` and ``.npz`` what is not finite does. Disparities
-    may always be missing.
+    Unknown disparities are level 0 in images (PNG) and values that are not finite in ``.pfm``, ``.npy`` and ``.npz``.
+    All disparities are optional.
 
     Args:
         root: The folder.
-        disparity_scale: Levels to a pixel, for disparities in pictures whose layout does not say so.
+        disparity_scale: Levels per pixel of disparity, for images whose layout does not define it.
 
     Returns:
-        The pairs in order of their paths.
+        The pairs, sorted by path.
 
     Raises:
-        InputError: If there are none, or a view has no partner.
+        InputError: If there are no pairs, or a view has no partner.
     """
     root, pairs = Path(root), []
     if not root.is_dir():
-        raise InputError(f"{root} is not a folder: give one with stereo pairs")
+        raise InputError(f"{root} is not a folder: give a folder of stereo pairs")
     for place, below, files in os.walk(root, followlinks=True):
         folder, here = Path(place), Path(place).resolve()
-        below[:] = sorted(  # but no link to where we come from, which would have no end
+        below[:] = sorted(  # skip links to a parent folder, which would never end
             name for name in below if not (name.startswith(".") or here.is_relative_to((here / name).resolve()))
         )
         found = _in_folders(folder, below, disparity_scale)
         if found:
             below.clear()
         else:
-            found = _in_files(folder, files + below, disparity_scale)  # a folder of a file's name is to be refused
+            found = _in_files(folder, files + below, disparity_scale)  # a folder named as a file is refused when read
         pairs += (pair._replace(name=_name(root, folder, pair.name)) for pair in found)
     if not pairs:
         raise InputError(
-            f"{root} holds no stereo pairs in a known layout: name them left.png and right.png, or put them into "
-            "folders left/ and right/ under the same names"
+            f"{root} holds no stereo pairs in a known layout: name them left.png and right.png, or put them under the "
+            "same names into folders left/ and right/"
         )
     return pairs
 
 
 def _in_folders(folder: Path, below: list[str], scale: float | None) -> list[StereoPair]:
-    """Pairs by the names of view folders, the first of ``_FOLDERS`` that is there."""
+    """Return the pairs in the first pair of view folders of ``_FOLDERS`` that exists."""
     for names, disparities in _FOLDERS.items():
         if not set(names) & set(below):
             continue
         for name, other in (names, names[::-1]):
             if name not in below:
-                raise InputError(f"{folder / other} has no {name} beside it: put the other views there")
+                raise InputError(f"{folder / other} has no folder {name} beside it: put the other views there")
         left, right = ({path.stem: path for path in picture_paths(folder / name)} for name in names)
         for stem in left.keys() ^ right.keys():
             has, lacks = (left, names[1]) if stem in left else (right, names[0])
@@ -205,34 +206,34 @@ def _in_folders(folder: Path, below: list[str], scale: float | None) -> list[Ste
 
 
 def _in_files(folder: Path, files: list[str], scale: float | None) -> list[StereoPair]:
-    """Pairs by the names of files, of the first kind of ``_FILES`` that is there."""
+    """Return the pairs of the first row of file names in ``_FILES`` that exists."""
     paths = [folder / name for name in sorted(files)]
-    pictures = {path.stem: path for path in paths if is_picture(path)}
+    images = {path.stem: path for path in paths if is_picture(path)}
     truths = _disparity_files(paths)
     for left, right, *disparities in _FILES:
-        starts = {stem.removesuffix(name) for name in (left, right) for stem in pictures if stem.endswith(name)}
-        starts = sorted(start for start in starts if not start or (left == "left" and start.endswith("_")))
-        for start in starts:
+        prefixes = {stem.removesuffix(name) for name in (left, right) for stem in images if stem.endswith(name)}
+        prefixes = sorted(prefix for prefix in prefixes if not prefix or (left == "left" and prefix.endswith("_")))
+        for prefix in prefixes:
             for name, other in ((left, right), (right, left)):
-                if start + name not in pictures:
-                    raise InputError(f"{pictures[start + other]} has no partner {start + name}.png: add or remove one")
-        if starts:
+                if prefix + name not in images:
+                    raise InputError(f"{images[prefix + other]} has no partner {prefix + name}.png: add or remove one")
+        if prefixes:
             return [
                 StereoPair(
-                    start.rstrip("_"),
+                    prefix.rstrip("_"),
                     folder,
-                    pictures[start + left],
-                    pictures[start + right],
-                    *(truths.get(start + name) for name in disparities),
+                    images[prefix + left],
+                    images[prefix + right],
+                    *(truths.get(prefix + name) for name in disparities),
                     scale,
                 )
-                for start in starts
+                for prefix in prefixes
             ]
     return []
 
 
 def _disparity_files(paths: Iterable[Path]) -> dict[str, Path]:
-    """Files that may hold a disparity, by stem; where several do, the one in pixels."""
+    """Return the files that may hold a disparity, by stem. A file in pixels is preferred to an image."""
     suffixes = (".png", ".npz", ".npy", ".pfm")
     found = [path for path in paths if path.suffix in suffixes and not path.name.startswith(".")]
     return {path.stem: path for path in sorted(found, key=lambda path: suffixes.index(path.suffix))}
@@ -242,17 +243,23 @@ def _name(root: Path, folder: Path, name: str) -> str:
     return "/".join([*folder.relative_to(root).parts, *([name] if name else [])]) or root.name
 
 
-def _size(picture: np.ndarray) -> str:
-    return "x".join(map(str, picture.shape[::-1]))
+def _size(image: np.ndarray) -> str:
+    return "x".join(map(str, image.shape[::-1]))
 
 
 def read_pfm(path: str | Path) -> np.ndarray:
-    """Read a portable float map of one channel, (H, W), float32; its file begins with the lowest row.
+    """Read a portable float map of one channel as (H, W), float32.
+
+    Only the sign of the header's scale is used, for the byte order: disparities are already in pixels. OpenCV's reader
+    also applies the scale's size, and prints messages for damaged files.
 
     Raises:
-        InputError: If it cannot be read, is something else, has three channels, or is cut short.
+        InputError: If the file cannot be read, is no float map of one channel, or is truncated.
     """
-    content = _bytes(path)
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): put the file there") from error
     header = re.match(rb"Pf\s+(\d+)\s+(\d+)\s+([-+.\deE]+)\s", content)
     try:
         width, height, order = int(header[1]), int(header[2]), float(header[3])
@@ -261,64 +268,65 @@ def read_pfm(path: str | Path) -> np.ndarray:
     values = content[header.end() :]
     if len(values) != 4 * width * height or not values:
         raise InputError(
-            f"{path}: {len(values):,} bytes follow the header, which promises {width}x{height} numbers of 4: copy or "
-            "download it again"
+            f"{path}: {len(values):,} bytes follow the header, which promises {width}x{height} numbers of 4 bytes: "
+            f"{AGAIN}"
         )
     values = np.frombuffer(values, "<f4" if order < 0 else ">f4")
-    return values.reshape(height, width)[::-1].astype(np.float32)
+    return values.reshape(height, width)[::-1].astype(np.float32)  # the lowest row comes first in the file
 
 
 def _read_levels(path: Path) -> np.ndarray:
-    """A grey picture (H, W) of 8 or 16 bits as it is."""
+    """Read the levels of a grey image (H, W) of 8 or 16 bits."""
     from PIL import Image
 
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            levels = np.array(picture)
-    except Exception as error:  # over a damaged file Pillow's decoders raise all sorts
+        with Image.open(path, formats=FORMATS) as image:
+            levels = np.array(image)
+    except Exception as error:  # Pillow's decoders raise all sorts of exceptions for a damaged file
         raise InputError(f"{path} cannot be decoded ({error}): replace or remove it") from error
     if levels.ndim != 2 or levels.dtype == bool:
-        raise InputError(f"{path} is not a grey picture of 8 or 16 bits: give a disparity as one")
+        raise InputError(f"{path} is not a grey image of 8 or 16 bits: give the disparity as one")
     return levels
 
 
 def _read_array(path: Path) -> np.ndarray:
-    """The one array of an .npy or .npz file."""
+    """Read the only array of an .npy or .npz file."""
     try:
         if path.suffix == ".npz":
             with open_npz(path) as arrays:
                 (array,) = arrays.values()
         else:
             array = np.load(path, allow_pickle=False)
-    except Exception as error:  # over a damaged file NumPy, zipfile and tokenize raise all sorts
+    except Exception as error:  # NumPy, zipfile and tokenize raise all sorts of exceptions for a damaged file
         raise InputError(f"{path} is not a file of one NumPy array ({error}): replace or remove it") from error
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise InputError(f"{path} holds {array.dtype} {array.shape}, not numbers (H, W): replace or remove it")
     return array
 
 
-def _bytes(path: str | Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): put the file there") from error
-
-
 def textured_layers(pictures: list[np.ndarray], size: int, random: np.random.Generator) -> Views:
-    """Draw a scene: a far wall, a ground that comes nearer from row to row, and things that stand on the ground.
+    """Draw a stereo pair of a scene: a far wall, a ground plane, and objects that stand on the ground.
 
-    Each is a layer cut from one of the pictures and lies at one disparity, the ground at one a row, from far to at most
-    ``6 / 64`` of the size. What is nearer hides what is behind it, and nearer things are larger. The horizon is higher
-    or lower, as if the cameras nodded. So one view says where things are, and place alone does not. Both views show the
-    left view's layers, the right one by linear interpolation at x + d; the disparities of both are exact.
+    The wall and each object are layers of one disparity, and the ground has one disparity per row, which grows to at
+    most ``6 / 64`` of the size. Each layer is textured with a crop of one of the images. Nearer layers hide those
+    behind them, and nearer objects are larger. The horizon varies from scene to scene, so that the disparity cannot be
+    predicted from the position alone. The right view shows the layers by linear interpolation at x + d. The
+    disparities of both views are exact.
 
     Args:
-        pictures: uint8 (H, W) each, ``size * 70 / 64 + 2`` pixels at least along each side.
-        size: Side of the views.
-        random: Where everything comes from.
+        pictures: Grey images (H, W), uint8, at least ``size * 70 / 64 + 2`` pixels high and wide.
+        size: Height and width of the views.
+        random: Random generator.
 
     Returns:
-        The views, (size, size), with both disparities.
+        The views (size, size), with both disparities.
+
+    Example:
+        >>> import numpy as np
+        >>> image = np.arange(90 * 90, dtype=np.uint8).reshape(90, 90)
+        >>> views = textured_layers([image], 64, np.random.default_rng(0))
+        >>> views.left.shape, views.right_disparity.shape
+        ((64, 64), (64, 64))
     """
     nearest = size * 6 / 64
     far = random.uniform(0.1, 0.2) * nearest
@@ -350,16 +358,16 @@ def textured_layers(pictures: list[np.ndarray], size: int, random: np.random.Gen
 
 
 def _texture(pictures: list[np.ndarray], shape: tuple[int, int], random: np.random.Generator) -> np.ndarray:
-    """A piece of a picture in another brightness and with a contrast that can be seen."""
-    picture = pictures[random.integers(len(pictures))]
-    top, left = (random.integers(whole - part + 1) for whole, part in zip(picture.shape, shape, strict=True))
-    piece = picture[top : top + shape[0], left : left + shape[1]].astype(float)
-    contrast = random.uniform(20, 50) / max(piece.std(), 10)
-    return (random.uniform(60, 195) + contrast * (piece - piece.mean())).clip(0, 255)
+    """Crop one of the images, with a random brightness and a visible contrast."""
+    image = pictures[random.integers(len(pictures))]
+    top, left = (random.integers(whole - part + 1) for whole, part in zip(image.shape, shape, strict=True))
+    crop = image[top : top + shape[0], left : left + shape[1]].astype(float)
+    contrast = random.uniform(20, 50) / max(crop.std(), 10)
+    return (random.uniform(60, 195) + contrast * (crop - crop.mean())).clip(0, 255)
 
 
 def _shifted(layer: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """A layer (H, W) at x + shift, shifts (H,) from 0 on, for the columns that are left: (H, H)."""
+    """Interpolate a layer (H, W) at x + shift, with non-negative shifts (H,), for the first H columns: (H, H)."""
     whole = np.floor(shift).astype(int)
     part = (shift - whole)[:, None]
     at = np.arange(len(layer)) + whole[:, None]

@@ -1,14 +1,13 @@
-"""Handwriting as the pen moves: IAM's online lines, files of strokes, a user's own, and a stand-in in stroke fonts.
+"""Online handwriting: IAM-OnDB, stroke files, the user's own lines, and words in stroke fonts as a stand-in.
 
-T is the number of points of a sequence. A sequence is (T, 3), float32: dx, dy, the way from the point before with y
-downwards, and e, 1 where the pen is lifted after the point, else 0. The pen starts at (0, 0), in the air.
+T is the number of points of a sequence. A sequence is (T, 3), float32. Each row is dx, dy, e: the offset from the
+previous point, with y downwards, and 1 if the pen is lifted after this point, else 0. The first offset is zero.
 """
 
 import io
 import math
 import os
 import re
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,20 +21,18 @@ import numpy as np
 from lightning_meta.errors import InputError
 from lightning_meta.seeding import generator
 from lightning_meta.sources import restricted_pickle
-from lightning_meta.sources.cifar import archive_members, read_member
+from lightning_meta.sources.archives import AGAIN, archive_members, first_present, reason
 
-_AGAIN = "copy or download it again"
 _TRAIN, _VALIDATION = ("trainset.txt", "testset_f.txt"), ("testset_v.txt", "testset_t.txt")
 _LINES, _TASK = "lineStrokes", "task1"
 _ARCHIVES = "lineStrokes-all.tar.gz", "lineStrokes-all.tar.xz"
 _HOW_TO_GET = "get it from the IAM On-Line Handwriting Database (fki.tic.heia-fr.ch, free after registration)"
 _LARGEST = 2**28  # bytes of one unpacked part of a stroke file
-_LARGEST_TEXT = 2**24  # bytes of an XML file; a long line of IAM's has a tenth of a million
-_KEYS = ("train", "valid", "test")
+_LARGEST_TEXT = 2**24  # bytes of an XML file; a long line of IAM-OnDB has 100,000
 
 
 class Strokes(NamedTuple):
-    """Sequences (T, 3), each with a T of its own."""
+    """Sequences (T, 3) of different lengths T."""
 
     train: list[np.ndarray]
     val: list[np.ndarray]
@@ -43,7 +40,13 @@ class Strokes(NamedTuple):
 
 
 def from_lines(lines: Sequence[np.ndarray]) -> np.ndarray:
-    """A sequence (T, 3) from strokes, each the (n, 2) points x, y on the way of a pen that is down."""
+    """Convert strokes to a sequence (T, 3). A stroke is the points (n, 2), x and y, that the pen touches in turn.
+
+    Example:
+        >>> import numpy as np
+        >>> from_lines([np.array([[1, 2], [3, 5]]), np.array([[4, 4]])]).tolist()
+        [[0.0, 0.0, 0.0], [2.0, 3.0, 1.0], [1.0, -1.0, 1.0]]
+    """
     points = np.concatenate(lines).astype(np.float64)
     sequence = np.zeros((len(points), 3), np.float32)
     sequence[1:, :2] = np.diff(points, axis=0)
@@ -52,27 +55,32 @@ def from_lines(lines: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def to_lines(sequence: np.ndarray, scale: Sequence[float] = (1.0, 1.0)) -> list[np.ndarray]:
-    """The inverse of ``from_lines`` but for where the first point is.
+    """Convert a sequence to strokes: the inverse of ``from_lines``, up to the position of the first point.
 
     Args:
-        sequence: (T, 3).
-        scale: What the offsets were divided by.
+        sequence: Offsets and pen states (T, 3).
+        scale: Factors to multiply dx and dy by.
 
     Returns:
-        For each stroke its points (n, 2), float64.
+        The points (n, 2), float64, of each stroke.
+
+    Example:
+        >>> import numpy as np
+        >>> [stroke.tolist() for stroke in to_lines(np.array([[0, 0, 0], [2, 3, 1], [1, -1, 1]]))]
+        [[[0.0, 0.0], [2.0, 3.0]], [[3.0, 2.0]]]
     """
     points = np.cumsum(sequence[:, :2] * np.asarray(scale, np.float64), axis=0)
     return np.split(points, np.flatnonzero(sequence[:-1, 2] > 0.5) + 1)
 
 
 def offset_scale(sequences: Sequence[np.ndarray]) -> np.ndarray:
-    """The standard deviations of dx and of dy, (2,), float32: what offsets are divided by for a network.
+    """Return the standard deviations (2,), float32, of dx and dy, by which offsets are divided for a network.
 
-    The paper does not say: one number for dx and one for dy, as recalled of Graves 2013. He also subtracts the mean,
-    which changes no density, only a bias; here it stays, so that no motion stays 0.
+    The paper does not say: we use one number for dx and one for dy, as in Graves 2013 (from memory). Graves also
+    subtracts the mean, which changes only a bias of the network; here a zero offset stays zero.
 
     Raises:
-        InputError: If the pen never moves sideways or never up and down.
+        InputError: If all dx or all dy are equal.
     """
     scale = np.concatenate([sequence[:, :2] for sequence in sequences]).std(0, dtype=np.float64)
     if not scale.all():
@@ -81,25 +89,25 @@ def offset_scale(sequences: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def iam_online(root: str | Path, shortest: int = 300) -> Strokes:
-    """Read IAM-OnDB (Liwicki and Bunke 2005): lines of English that 221 people wrote on a whiteboard. Writes nothing.
+    """Read IAM-OnDB (Liwicki and Bunke 2005): lines of English that 221 people wrote on a whiteboard.
 
-    The split is that of Graves 2013: the training set, the final test set and the larger validation set are learned
-    from, and the smaller validation set (1,438 of 12,179 lines) measures; there is no test set, so it is that, too.
-    Which validation set is the larger one is counted. That ``testset_v.txt`` and ``testset_t.txt`` are the two, and
-    ``testset_f.txt`` the final test set, is recalled.
+    The split is that of Graves 2013. The training set, the final test set and the larger validation set are used for
+    training. The smaller validation set (1,438 of 12,179 lines) serves for both validation and test, because no set is
+    left for testing. The lines are counted to find the larger validation set. We recalled from memory that
+    ``testset_v.txt`` and ``testset_t.txt`` are the validation sets and ``testset_f.txt`` is the final test set.
 
     Args:
-        root: Folder that holds ``iam-ondb/``, and this the folder ``lineStrokes/`` (preferred) or
-            ``lineStrokes-all.tar.gz`` or ``.tar.xz``, which is read in memory, and the four lists of form names, as
-            files or in ``task1/``, ``task1.tar.gz`` or ``task1.zip``.
-        shortest: Lines of fewer points are removed; 300 in the paper.
+        root: Folder that holds ``iam-ondb/``. In it are the lines, as a folder ``lineStrokes/`` (preferred),
+            ``lineStrokes-all.tar.gz`` or ``.tar.xz``, and the four lists of form names, as files or in ``task1/``,
+            ``task1.tar.gz`` or ``task1.zip``. Archives are read in memory.
+        shortest: Skip lines with fewer points; 300 in the paper.
 
     Returns:
         The lines in pen units, in the order of the lists.
 
     Raises:
-        InputError: If something is missing, damaged or empty, a list names a form that has no lines, or no line is
-            long enough.
+        InputError: If a file is missing, damaged or empty, a list names a form that has no lines, or no line is long
+            enough.
     """
     folder = Path(root) / "iam-ondb"
     forms = {name: text.decode(errors="replace").split() for name, text in _lists(folder)}
@@ -118,47 +126,38 @@ def iam_online(root: str | Path, shortest: int = 300) -> Strokes:
     for name in (*_TRAIN, larger):
         train += [line for line in parts[name] if len(line) >= shortest]
     if not train or not val:
-        raise InputError(f"{folder} holds no lines of at least {shortest} points to {'test on' if train else 'learn'}")
+        purpose = "test on" if train else "train on"
+        raise InputError(f"{folder} holds no lines of at least {shortest} points to {purpose}: lower the limit")
     return Strokes(train, val, val)
 
 
 def has_iam_online(root: str | Path) -> bool:
-    """Whether the lines are there, folder or archive; what is missing or broken beside them ``iam_online`` names."""
+    """Return whether the lines exist, as a folder or an archive. ``iam_online`` checks the rest."""
     return any(os.path.lexists(Path(root) / "iam-ondb" / name) for name in (_LINES, *_ARCHIVES))
 
 
 def stroke_file(path: str | Path) -> Strokes:
-    """Read a ``.npz`` of sketch-rnn's kind (Ha and Eck 2017) without trusting its pickles.
+    """Read a ``.npz`` in sketch-rnn's format (Ha and Eck 2017) without executing its pickles.
 
     Args:
         path: The file. Its keys are ``train``, ``valid`` and ``test``, each an object array of N sequences (T, 3) of
             integers or floats, or one array (N, T, 3).
 
     Raises:
-        InputError: If the file is missing, damaged or cut short, a pickle asks for anything but arrays, a key is
-            missing, or a sequence is empty, of another shape, not finite, or has a pen that is neither up nor down.
+        InputError: If the file is missing, damaged or truncated, a pickle requests anything but arrays, a key is
+            missing, or a sequence is empty, has another shape, is not finite, or has a pen state other than 0 and 1.
     """
     path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {name: archive.getinfo(name) for name in archive.namelist()}
-            for key in _KEYS:
-                if f"{key}.npy" not in members:
-                    raise InputError(f"{path} has no key {key}: save arrays train, valid and test with numpy.savez")
-                if (size := members[f"{key}.npy"].file_size) > _LARGEST:
-                    raise InputError(f"{path}: {key} has {size:,} bytes, more than {_LARGEST:,}: make it smaller")
-            parts = [_part(read_member(archive, members[f"{key}.npy"]), f"{path}: {key}") for key in _KEYS]
-    except InputError:
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist: give a .npz file of strokes") from error
-    except Exception as error:  # over a damaged archive zipfile raises all sorts
-        raise InputError(f"{path} is damaged or no .npz file ({_reason(error)}): {_AGAIN}") from error
-    return Strokes(*parts)
+    files = {key: PurePosixPath(f"{key}.npy") for key in ("train", "valid", "test")}
+    contents = dict(archive_members(path, lambda name: name in files.values(), _LARGEST))
+    for key, file in files.items():
+        if file not in contents:
+            raise InputError(f"{path} has no key {key}: save arrays train, valid and test with numpy.savez")
+    return Strokes(*(_part(contents[file], f"{path}: {key}") for key, file in files.items()))
 
 
 def read_line(path: str | Path) -> np.ndarray:
-    """Read one sequence from an XML file like IAM-OnDB's.
+    """Read one sequence (T, 3) from an XML file in IAM-OnDB's format.
 
     Raises:
         InputError: If the file is missing, damaged or holds no strokes.
@@ -167,14 +166,15 @@ def read_line(path: str | Path) -> np.ndarray:
 
 
 def own_strokes(path: str | Path) -> Strokes:
-    """Read a user's own strokes.
+    """Read the user's own strokes.
 
     Args:
-        path: A ``.npz`` for ``stroke_file``, or a folder of XML files like IAM-OnDB's, each a sequence. In the order of
-            their paths the last twentieth is to test on, the one before to validate on, at least one each.
+        path: A ``.npz`` as for ``stroke_file``, or a folder of XML files in IAM-OnDB's format with one sequence each.
+            Sorted by path, the last 5 % of the files are for testing and the 5 % before them for validation, at least
+            one file each.
 
     Raises:
-        InputError: As ``stroke_file``, or if the folder is missing or has fewer than 3 files or one that is damaged.
+        InputError: As for ``stroke_file``, or if the folder is missing, has fewer than 3 files or a damaged one.
     """
     path = Path(path)
     if path.suffix.lower() == ".npz":
@@ -183,39 +183,38 @@ def own_strokes(path: str | Path) -> Strokes:
         raise InputError(f"{path} is neither a folder nor a .npz file: give a folder of XML files of strokes or a .npz")
     lines = [_pen(content, where) for _, where, content in _files(path)]
     if len(lines) < 3:
-        raise InputError(f"{path} holds {len(lines)} XML files: give at least 3, to learn, validate and test")
+        raise InputError(f"{path} holds {len(lines)} XML files: give at least 3, to train, validate and test on")
     n = max(1, len(lines) // 20)
     return Strokes(lines[: -2 * n], lines[-2 * n : -n], lines[-n:])
 
 
-# The style and how far apart two strokes may be for the pen to stay down between them, in the font's units (a small
-# letter is 14 high). The package's other Latin fonts are copies of these two or outlines of thick letters.
+# For each font, the distance between two strokes below which the pen stays down, in the font's units (a small letter is
+# 14 high). The package's other Latin fonts are copies of these two or outlines of bold letters.
 _FONTS = {"scripts": 6.5, "futural": 0.0}
-_BASE = 9  # y of the line that letters stand on
+_BASE = 9  # y of the baseline
 
 
 def hershey_words(train: int = 2000, val: int = 200, test: int = 200, seed: int = 0) -> Strokes:
-    """Lines of ``hershey_line``, so many to learn from, to validate and to test on: handwriting without a download."""
+    """Write ``train``, ``val`` and ``test`` lines with ``hershey_line``: handwriting without a download."""
     return Strokes(
         *([hershey_line(seed, split, i)[1] for i in range(count)] for split, count in enumerate((train, val, test)))
     )
 
 
 def hershey_line(seed: int, split: int, index: int) -> tuple[str, np.ndarray]:
-    """Write one to three English words in one of Hershey's stroke fonts (Hershey 1967), each time by another hand.
+    """Write one to three English words in one of Hershey's stroke fonts (Hershey 1967), in a random hand.
 
-    The hand is a joined or a printed style, a size, slant, width and slope, and letters that dance and tremble a
-    little. Points are evenly spaced along each stroke. The words are those of Python's own help; no two splits share
-    one.
+    A hand has a joined or a printed style, a size, slant, width and slope, and letters that move and tremble a little.
+    Points are evenly spaced along each stroke. The words come from Python's own help text; no two splits share a word.
 
     Args:
-        seed: Which collection of lines.
-        split: 0 to learn from, 1 to validate on, 2 to test on.
-        index: Which line; the result is a function of these three and nothing else (and of Python's version, whose
-            help has a few words more or less).
+        seed: Number of the collection of lines.
+        split: 0 for training, 1 for validation, 2 for test.
+        index: Number of the line. The result depends only on these three numbers, and on Python's version, whose help
+            text has a few more or fewer words.
 
     Returns:
-        The text and its sequence (T, 3), of 60 to 250 points.
+        The text and its sequence (T, 3), with 60 to 250 points.
 
     Raises:
         InputError: If the package with the fonts is not installed.
@@ -235,25 +234,25 @@ def hershey_line(seed: int, split: int, index: int) -> tuple[str, np.ndarray]:
     points = np.stack([x * np.exp(width) + slant * (_BASE - y), y], 1)
     points, counts = _resampled(points, np.array([len(line) for line in lines]), random.uniform(1.7, 2.7))
     noise = 0.2 * np.exp(tremble) * random.standard_normal((len(points) + 4, 2))
-    noise = sum(noise[i : len(points) + i] for i in range(5)) / 5**0.5  # neighbours tremble together
+    noise = sum(noise[i : len(points) + i] for i in range(5)) / 5**0.5  # correlated between neighbouring points
     return text, from_lines(np.split((points + noise) * np.exp(height), np.cumsum(counts)[:-1]))
 
 
 @lru_cache(maxsize=1)
 def _words() -> tuple[list[str], list[str], list[str]]:
-    """For each split its words, sorted. A word's split is its own affair and does not change with the others."""
+    """Return the sorted words of each split. A word's split depends on the word alone, not on the other words."""
     from pydoc_data.topics import topics
 
     found = Counter(re.findall(r"(?<![^\s(])[a-z]{3,9}(?=[\s.,;:)])", "\n".join(topics.values())))
     parts: tuple[list[str], ...] = ([], [], [])
-    for word in sorted(word for word, times in found.items() if times > 2):  # or it may be none
+    for word in sorted(word for word, times in found.items() if times > 2):  # rarer ones may not be words
         parts[max(0, zlib.crc32(word.encode()) % 10 - 7)].append(word)
     return parts
 
 
 @lru_cache(maxsize=len(_FONTS))
 def _letters(font: str) -> dict[str, tuple[list[np.ndarray], int]]:
-    """For each character its strokes, the left side at x = 0, and its width."""
+    """Return for each character its strokes, with the left side at x = 0, and its width."""
     try:
         from HersheyFonts import HersheyFonts
     except ImportError as error:
@@ -267,7 +266,7 @@ def _letters(font: str) -> dict[str, tuple[list[np.ndarray], int]]:
 
 
 def _rounded(stroke: list[tuple[int, int]]) -> np.ndarray:
-    """Cut the corners off, twice (Chaikin 1974): the fonts were made for plotters."""
+    """Round the corners by cutting them twice (Chaikin 1974): the fonts were made for plotters."""
     line = np.array(stroke, float)
     for _ in range(2):
         before, after = line[:-1], line[1:]
@@ -293,20 +292,23 @@ def _written(text: str, font: str, random: np.random.Generator) -> list[np.ndarr
 
 
 def _resampled(points: np.ndarray, counts: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points at even distances along strokes, 60 to 250 in all, and how many each stroke has.
+    """Place 60 to 250 points at even distances along S strokes.
 
     Args:
-        points: The strokes' points one after the other, (n, 2).
-        counts: How many of them each stroke has, (S,).
-        step: The distance, where it does not give too few points or too many.
+        points: Points (n, 2) of all strokes, one stroke after the other.
+        counts: Number of points of each stroke, (S,).
+        step: Distance between two points; it is changed if it gives too few points or too many.
+
+    Returns:
+        The new points, and the number of points of each stroke.
     """
     last = np.cumsum(counts) - 1
     first = last - counts + 1
     ways = np.hypot(*np.diff(points, axis=0, prepend=points[:1]).T)
-    ways[first] = 1  # with the pen up: any way that keeps the strokes apart
+    ways[first] = 1  # any positive distance keeps two strokes apart
     along = np.cumsum(ways)
     lengths = along[last] - along[first]
-    # strokes of length L in all get, with rounding, at least L / step and at most L / step + 2 S points
+    # with a total length L, rounding gives at least L / step and at most L / step + 2 S points
     step = np.clip(step, lengths.sum() / (250 - 2 * len(counts)), lengths.sum() / 60)
     pieces = np.maximum(np.rint(lengths / step), 1).astype(int)
     piece = np.arange((pieces + 1).sum()) - np.repeat(np.cumsum(pieces + 1) - pieces - 1, pieces + 1)
@@ -315,37 +317,38 @@ def _resampled(points: np.ndarray, counts: np.ndarray, step: float) -> tuple[np.
 
 
 def _lists(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields the name and content of IAM-OnDB's four lists of forms."""
+    """Yield the name and content of IAM-OnDB's four lists of forms."""
     names = (*_TRAIN, *_VALIDATION)
-    packed = next((path for end in ("tar.gz", "zip") if (path := folder / f"{_TASK}.{end}").exists()), None)
     members = {}
-    if packed:
+    if packed := first_present(folder, f"{_TASK}.tar.gz", f"{_TASK}.zip"):
         found = archive_members(packed, lambda path: path.name in names)
         members = {name.name: content for name, content in found if content is not None}
     for name in names:
-        path = next((path for path in (folder / name, folder / _TASK / name) if os.path.lexists(path)), None)
+        path = first_present(folder, name, f"{_TASK}/{name}")
         if path is None and name not in members:
             raise InputError(f"IAM-OnDB: {folder / name} is missing: {_HOW_TO_GET} and put it there")
         content = members[name] if path is None else _read(path)
         if not content.strip():
-            raise InputError(f"IAM-OnDB: {folder / name} names no forms: {_AGAIN}")
+            raise InputError(f"IAM-OnDB: {folder / name} names no forms: {AGAIN}")
         yield name, content
 
 
 def _iam_lines(folder: Path, forms: set[str]) -> dict[str, dict[str, np.ndarray]]:
-    """For each of these forms, where it has some, the lines by name."""
+    """Return the lines, by name, of each of these forms that has any."""
 
     def form(path: PurePosixPath | Path) -> str:
         return path.stem.rpartition("-")[0]
 
-    lines, archives = folder / _LINES, [folder / name for name in _ARCHIVES]
+    lines = folder / _LINES
     if os.path.lexists(lines):
-        files = ((path, where, content) for path, where, content in _files(lines, lambda path: form(path) in forms))
-    elif archive := next(filter(os.path.lexists, archives), None):
+        files = _files(lines, lambda path: form(path) in forms)
+    elif archive := first_present(folder, *_ARCHIVES):
         members = archive_members(archive, lambda path: path.suffix == ".xml" and form(path) in forms)
         files = ((path, f"{archive}: {path}", content) for path, content in members if content is not None)
     else:
-        raise InputError(f"IAM-OnDB: {archives[0]} is missing: {_HOW_TO_GET} and put it there, or unpack it to {lines}")
+        raise InputError(
+            f"IAM-OnDB: {folder / _ARCHIVES[0]} is missing: {_HOW_TO_GET} and put it there, or unpack it to {lines}"
+        )
     result: dict[str, dict[str, np.ndarray]] = {}
     for path, where, content in files:
         result.setdefault(form(path), {})[path.name] = _pen(content, where)
@@ -353,7 +356,7 @@ def _iam_lines(folder: Path, forms: set[str]) -> dict[str, dict[str, np.ndarray]
 
 
 def _files(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> Iterator[tuple[Path, str, bytes]]:
-    """Yields path, name for errors, and content of the XML files below a folder, in the order of their paths."""
+    """Yield path, name for error messages, and content of the XML files below a folder, sorted by path."""
     for path in sorted(folder.rglob("*.xml")):
         if wanted(path) and not path.name.startswith("."):
             yield path, str(path), _read(path)
@@ -365,11 +368,11 @@ def _read(path: Path) -> bytes:
             raise InputError(f"{path} has {size:,} bytes, more than {_LARGEST_TEXT:,}: make it smaller or remove it")
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): {_AGAIN}") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}): {AGAIN}") from error
 
 
 def _pen(content: bytes, where: str) -> np.ndarray:
-    """The sequence of one XML file: points are the ``x`` and ``y`` of each ``Point`` in a ``Stroke``."""
+    """Return the sequence of one XML file, from the ``x`` and ``y`` of each ``Point`` in a ``Stroke``."""
     lines: list[list[tuple[float, float]]] = []
 
     def start(name: str, attributes: dict[str, str]) -> None:
@@ -380,7 +383,7 @@ def _pen(content: bytes, where: str) -> np.ndarray:
                 raise ValueError("a point without a stroke, x or y")
             lines[-1].append((float(attributes["x"]), float(attributes["y"])))
 
-    def doctype(*_: Any) -> None:  # where entities are defined, with which a few bytes can fill the memory
+    def doctype(*_: Any) -> None:  # it can define entities, with which a few bytes fill the memory
         raise ValueError("it declares a document type")
 
     parser = expat.ParserCreate()
@@ -388,9 +391,9 @@ def _pen(content: bytes, where: str) -> np.ndarray:
     try:
         parser.Parse(content, True)
     except (expat.ExpatError, ValueError, LookupError) as error:  # an unknown encoding is a LookupError
-        raise InputError(f"{where} is damaged or holds no strokes ({_reason(error)}): {_AGAIN}") from error
+        raise InputError(f"{where} is damaged or holds no strokes ({reason(error)}): {AGAIN}") from error
     if not any(lines):
-        raise InputError(f"{where} holds no strokes: remove it or {_AGAIN}")
+        raise InputError(f"{where} holds no strokes: remove it or {AGAIN}")
     with np.errstate(over="ignore", invalid="ignore"):
         sequence = from_lines([np.array(line) for line in lines if line])
     return _checked(sequence, where)
@@ -398,22 +401,22 @@ def _pen(content: bytes, where: str) -> np.ndarray:
 
 def _checked(sequence: np.ndarray, where: str) -> np.ndarray:
     if sequence.ndim != 2 or sequence.shape[1] != 3 or not len(sequence):
-        raise InputError(f"{where} is of shape {sequence.shape}: give (points, 3), at least one point of dx, dy, pen")
+        raise InputError(f"{where} has the shape {sequence.shape}: give (T, 3), at least one point of dx, dy, pen")
     with np.errstate(over="ignore"):
         sequence = sequence.astype(np.float32)
     if not np.isfinite(sequence).all():
         raise InputError(f"{where} has a point that is not finite: correct or remove it")
     if not np.isin(sequence[:, 2], (0, 1)).all():
-        raise InputError(f"{where} has a third number that is not 0 or 1: give 1 where the pen is lifted, else 0")
+        raise InputError(f"{where} has a pen state that is not 0 or 1: give 1 if the pen is lifted, else 0")
     return sequence
 
 
 def _part(content: bytes, name: str) -> list[np.ndarray]:
-    """The sequences of one ``.npy`` file; ``name`` is for errors."""
+    """Return the sequences of one ``.npy`` file; ``name`` is for error messages."""
     try:
         array = _array(content)
-    except Exception as error:  # a damaged array or pickle raises all sorts
-        raise InputError(f"{name}: damaged or no array of sequences ({_reason(error)}): {_AGAIN}") from error
+    except Exception as error:  # a damaged array or pickle raises all sorts of exceptions
+        raise InputError(f"{name}: damaged or no array of sequences ({reason(error)}): {AGAIN}") from error
     if not len(array):
         raise InputError(f"{name} holds no sequences: give at least one")
     return [_checked(sequence, f"{name}, sequence {i}") for i, sequence in enumerate(array)]
@@ -433,13 +436,9 @@ def _array(content: bytes) -> list[np.ndarray]:
     if not isinstance(outer, restricted_pickle.Array) or not isinstance(outer.content, list):
         raise ValueError("it holds no arrays")
     if len(outer.shape) == 3 and all(type(number) in (int, float) for number in outer.content):
-        return list(np.array(outer.content, np.float64).reshape(outer.shape))  # objects come row by row in any case
+        return list(np.array(outer.content, np.float64).reshape(outer.shape))  # objects are always stored row by row
     if len(outer.shape) != 1 or not all(isinstance(item, restricted_pickle.Array) for item in outer.content):
         raise ValueError("it is not a list of arrays")
     if sum(len(item.content) for item in outer.content) > len(content):
         raise ValueError("one array stands in many places")  # with which a few bytes can fill the memory
     return [item.numbers() for item in outer.content]
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]

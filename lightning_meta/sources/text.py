@@ -1,26 +1,23 @@
-"""Text as rows of symbols: Penn Treebank, Wikipedia, a user's own file, and Python's help text as a stand-in.
+"""Text as arrays of symbols: Penn Treebank, Wikipedia, the user's own file, and Python's help text as a stand-in.
 
 N is the number of symbols of a part. A symbol is a Unicode code point (uint32) or a byte (uint8).
 """
 
-import gzip
 import hashlib
 import lzma
 import math
 import os
 import re
-import textwrap
-import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from lightning_meta.errors import InputError
-from lightning_meta.sources.cifar import archive_members
+from lightning_meta.sources.archives import AGAIN, archive_members, first_present, read_file
 from lightning_meta.sources.download import download
 
 _PTB = "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz"
@@ -30,14 +27,13 @@ _PTB_FILES = {  # md5
     "ptb.test.txt": "8b80168b89c18661a38ef683c0dc3721",
 }
 _PTB_SYMBOLS = 50
-_WIKIPEDIA = {"enwik8": 205, "text8": 27}  # different symbols
+_WIKIPEDIA = {"enwik8": 205, "text8": 27}  # number of different symbols
 _WIKIPEDIA_SIZE = 100_000_000  # bytes
-_LARGEST = 2**30  # bytes of one unpacked file: what has more is out to fill memory
-_AGAIN = "copy or download it again"
+_LARGEST = 2**30  # bytes of one unpacked file
 
 
 class Text(NamedTuple):
-    """One text in three parts, in its own order. Validation is for early stopping."""
+    """The three consecutive parts of one text."""
 
     train: np.ndarray  # (N,), uint32 or uint8
     val: np.ndarray
@@ -45,19 +41,19 @@ class Text(NamedTuple):
 
 
 def penn_treebank(root: str | Path) -> Text:
-    """Read Penn Treebank as characters, in the split of Mikolov et al. (2012). Writes nothing.
+    """Read Penn Treebank as characters, in the split of Mikolov et al. (2012).
 
-    Words are separated by one blank and sentences by one newline, without the blanks that Mikolov's files have at the
-    two ends of each line: they are nearly free to predict, and would flatter bits per character by some 0.02. The
+    Words are separated by one space and sentences by one newline. The spaces at the two ends of each line of Mikolov's
+    files are removed: they are almost free to predict and would lower the bits per character by about 0.02. The
     original has 5,017,482, 393,042 and 442,423 characters, 50 different ones.
 
     Args:
         root: Folder that holds ``ptb/ptb.{train,valid,test}.txt`` (words; preferred) or
-            ``ptb/ptb.char.{train,valid,test}.txt`` (characters with blanks between them, ``_`` for a blank), plain or
+            ``ptb/ptb.char.{train,valid,test}.txt`` (characters separated by spaces, ``_`` for a space), plain or
             ``.gz``. Both give the same text.
 
     Raises:
-        InputError: If a file is missing, unreadable or cut short, or has other characters than Penn Treebank.
+        InputError: If a file is missing, unreadable or truncated, or the files have more than 50 different characters.
     """
     folder, parts = Path(root) / "ptb", []
     for name in _PTB_FILES:
@@ -66,7 +62,7 @@ def penn_treebank(root: str | Path) -> Text:
             raise InputError(f"Penn Treebank: {name}[.gz] is missing: {_ptb_by_hand(root)}")
         characters = _characters(_content(path), path)
         if not characters.endswith("\n"):
-            raise InputError(f"{path} is cut short, its last line has no end: {_AGAIN}")
+            raise InputError(f"{path} is truncated, its last line does not end in a newline: {AGAIN}")
         if path.name.startswith("ptb.char."):
             characters = characters.replace(" ", "").replace("_", " ")
         lines = characters.removesuffix("\n").split("\n")
@@ -75,23 +71,22 @@ def penn_treebank(root: str | Path) -> Text:
 
 
 def has_penn_treebank(root: str | Path) -> bool:
-    """Whether all three files are there, of words or of characters.
+    """Return whether all three files exist, as words or as characters.
 
-    A file that is there but broken counts: ``penn_treebank`` then names it, and nobody falls back to other data
-    unawares.
+    Broken files count as existing: ``penn_treebank`` then reports them, instead of a silent fallback to other data.
     """
     return all(_ptb_file(root, name) for name in _PTB_FILES)
 
 
 def download_penn_treebank(root: str | Path) -> None:
-    """Download Mikolov's files of words into ``<root>/ptb``: all three, with the known checksums, or none.
+    """Download Mikolov's three files of words into ``<root>/ptb``. A failed download leaves nothing behind.
 
     Args:
-        root: Folder to download into; made where it does not exist.
+        root: Folder to download into; created if it does not exist.
 
     Raises:
-        InputError: If the download fails (a server silent for 10 seconds counts), the archive is not the known one, or
-            ``root`` cannot be written.
+        InputError: If the download fails, the server does not answer for 10 seconds, a checksum is wrong, or ``root``
+            cannot be written.
     """
     from torchvision.datasets.utils import download_url
 
@@ -105,49 +100,49 @@ def download_penn_treebank(root: str | Path) -> None:
         for member, (name, md5) in zip(members, _PTB_FILES.items(), strict=True):
             content = found.get(member) or b""
             if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-                raise RuntimeError(f"simple-examples.tgz has no {name} or not the known one")
+                raise RuntimeError(f"simple-examples.tgz holds no {name} with the known checksum")
             (folder / "ptb" / name).write_bytes(content)
 
     download("Penn Treebank", fetch, [f"ptb/{name}" for name in _PTB_FILES], root, _ptb_by_hand(root))
 
 
 def wikipedia(root: str | Path, name: str) -> Text:
-    """Read 100 MB of the English Wikipedia of 2006 (Mahoney; the Hutter Prize's data). Writes nothing.
+    """Read 100 MB of the English Wikipedia of 2006 (Mahoney; the data of the Hutter Prize).
 
     Args:
         root: Folder that holds ``text/enwik8`` or ``text/text8``, plain (preferred), ``.gz`` or ``.zip``.
         name: ``enwik8``, the bytes of its XML (205 different ones), or ``text8``, its plain text in 27 characters: a to
-            z and the blank.
+            z and the space.
 
     Returns:
-        The first 90 million symbols, the next 5 and the last 5: the usual split. uint8 for text8 too, it is ASCII.
+        The usual split: the first 90 million symbols, the next 5 million and the last 5 million, uint8.
 
     Raises:
-        InputError: If the file is missing, unreadable, not of 100,000,000 bytes, or not what its name says.
+        InputError: If the file is missing, unreadable, not of 100,000,000 bytes, or has too many different symbols.
     """
     path = _wikipedia_file(root, name)
     if path is None:
         raise InputError(f"{name} is missing: {_wikipedia_by_hand(root, name)}")
     content = _content(path)
     if len(content) != _WIKIPEDIA_SIZE:
-        raise InputError(f"{path} holds {len(content):,} bytes, {name} has {_WIKIPEDIA_SIZE:,}: {_AGAIN}")
+        raise InputError(f"{path} holds {len(content):,} bytes, but {name} has {_WIKIPEDIA_SIZE:,}: {AGAIN}")
     return _with_at_most(_WIKIPEDIA[name], _split(np.frombuffer(content, np.uint8)), name, path)
 
 
 def has_wikipedia(root: str | Path, name: str) -> bool:
-    """Whether the file is there, plain or packed; broken counts, as for ``has_penn_treebank``."""
+    """Return whether the file exists, plain or packed. As in ``has_penn_treebank``, a broken file counts."""
     return _wikipedia_file(root, name) is not None
 
 
 def download_wikipedia(root: str | Path, name: str) -> None:
-    """Download ``enwik8`` or ``text8`` to ``<root>/text/<name>.zip``: whole or not at all.
+    """Download ``enwik8`` or ``text8`` to ``<root>/text/<name>.zip``. A failed download leaves nothing behind.
 
     Args:
-        root: Folder to download into; made where it does not exist.
+        root: Folder to download into; created if it does not exist.
         name: As for ``wikipedia``.
 
     Raises:
-        InputError: If the download fails (a server silent for 10 seconds counts), ``wikipedia`` would refuse what came,
+        InputError: If the download fails, the server does not answer for 10 seconds, ``wikipedia`` refuses the file,
             or ``root`` cannot be written.
     """
     from torchvision.datasets.utils import download_url
@@ -163,12 +158,12 @@ def download_wikipedia(root: str | Path, name: str) -> None:
 
 
 def own_text(path: str | Path, kind: str) -> Text:
-    """Read any text file: the first 90 % to train on, the next 5 to validate and the last 5 to test.
+    """Read any text file. The first 90 % are for training, the next 5 % for validation and the last 5 % for test.
 
     Args:
         path: The file, plain, ``.gz`` or a ``.zip`` that holds one file.
-        kind: ``characters``: it must be UTF-8; lines end in one newline, whatever system it comes from, and a byte
-            order mark is dropped. ``bytes``: as it is.
+        kind: ``characters``: decode UTF-8, convert line ends to newlines and drop a byte order mark. ``bytes``: read
+            the bytes unchanged.
 
     Raises:
         InputError: If the file is missing, unreadable, damaged, not UTF-8, or has fewer than 20 symbols.
@@ -178,20 +173,25 @@ def own_text(path: str | Path, kind: str) -> Text:
     content = _content(path)
     symbols = np.frombuffer(content, np.uint8) if kind == "bytes" else _code_points(_characters(content, path))
     if len(symbols) < 20:
-        raise InputError(f"{path} has {len(symbols)} {kind}, too few to split: give at least 20, better a million")
+        raise InputError(f"{path} has {len(symbols)} {kind}, too few to split: give at least 20 (better a million)")
     return _split(symbols)
 
 
 def help_text(kind: str) -> Text:
-    """The English help text that comes with Python, its topics by name: nothing is downloaded.
+    """Return Python's own English help text, its topics sorted by name. Nothing is downloaded.
 
     Args:
-        kind: ``bytes``: as it is, in UTF-8; 466,273 with Python 3.11. ``characters``: made like Penn Treebank, a
-            sentence or heading a line, small letters, ``N`` for a number, a little punctuation, 44 different
-            characters; 412,398 with Python 3.11. Other versions of Python have a little more or less.
+        kind: ``bytes``: the text in UTF-8; 466,273 bytes in Python 3.11. ``characters``: in the style of Penn
+            Treebank, with one sentence or heading per line, lower case, ``N`` for a number and little punctuation;
+            412,398 characters in Python 3.11, 44 different ones. Other versions of Python differ a little.
 
     Returns:
-        The first 90 %, the next 5 and the last 5.
+        The first 90 %, the next 5 % and the last 5 %.
+
+    Example:
+        >>> train, val, test = help_text("characters")
+        >>> train.dtype, bool(len(train) > 10 * len(test))
+        (dtype('uint32'), True)
     """
     from pydoc_data.topics import topics
 
@@ -201,27 +201,33 @@ def help_text(kind: str) -> Text:
         return _split(np.frombuffer(text.encode(), np.uint8))
     text = re.sub(r"[‘’]", "'", re.sub(r"[“”]", '"', text.lower()))
     text = re.sub(r"\d+", "N", text)
-    text = re.sub(r"([^\w\s])\1{3,}", " ", text)  # lines under headings
-    text = re.sub(r"\n\s*\n|(?<=[.?!])\s+", "\0", text)  # ends of paragraphs and of sentences
+    text = re.sub(r"([^\w\s])\1{3,}", " ", text)  # rules below headings
+    text = re.sub(r"\n\s*\n|(?<=[.?!])\s+", "\0", text)  # ends of paragraphs and sentences
     text = re.sub(r"[^a-zN.,:;'\"()<>=_*/\0-]+", " ", text)
     return _split(_code_points(re.sub(r"[ \0]*\0[ \0]*", "\n", text).strip() + "\n"))
 
 
 def vocabulary(text: Text) -> np.ndarray:
-    """The different symbols of all three parts (V,), sorted, int64."""
+    """Return the different symbols (V,) of all three parts, sorted, int64."""
     return np.flatnonzero(sum(_counts(*text)))
 
 
 def unigram_bits(train: np.ndarray, test: np.ndarray) -> float:
-    r"""Bits a symbol of the best guess that knows no context: how often each symbol came in training.
+    r"""Return the bits per symbol of a unigram model, which predicts each symbol by its frequency in training.
 
     .. math:: -\frac{1}{N} \sum_n \log_2 \frac{c(x_n) + 1}{\sum_v (c(v) + 1)}
 
-    Here c counts the training part's symbols; v runs over the symbols of both parts, and the 1 keeps it finite.
+    Here c counts symbols in the training part, v runs over the symbols of both parts, and adding 1 keeps the logarithm
+    finite (Laplace smoothing).
 
     Args:
-        train: Symbols (N,) to count.
-        test: Symbols (N,) to guess.
+        train: Symbols to count, one axis.
+        test: Symbols (N,) to predict.
+
+    Example:
+        >>> import numpy as np
+        >>> unigram_bits(np.array([1, 2, 1, 2]), np.array([1, 2]))
+        1.0
     """
     known, asked = _counts(train, test)
     seen = (known > 0) | (asked > 0)
@@ -230,14 +236,19 @@ def unigram_bits(train: np.ndarray, test: np.ndarray) -> float:
 
 
 def compressed_bits(test: np.ndarray, how: str) -> float:
-    """Bits a symbol of these symbols packed by a general compressor, all by themselves.
+    """Return the bits per symbol after compression by a general-purpose compressor.
 
     Args:
-        test: Bytes (N,), uint8, or code points (N,), packed as UTF-8.
+        test: Bytes (N,), uint8, or code points (N,), which are compressed as UTF-8.
         how: ``gzip`` (zlib's level 9, without gzip's header) or ``xz`` (preset 9, extreme).
 
     Raises:
         InputError: If ``how`` is neither.
+
+    Example:
+        >>> import numpy as np
+        >>> compressed_bits(np.zeros(800, np.uint8), "gzip") < 0.2
+        True
     """
     if how not in ("gzip", "xz"):
         raise InputError(f"there is no compressor {how!r} here: choose gzip or xz")
@@ -246,23 +257,18 @@ def compressed_bits(test: np.ndarray, how: str) -> float:
     return 8 * len(packed) / len(test)
 
 
-def _present(folder: Path, *names: str) -> Path | None:
-    # lexists: a dangling link is a broken file, not an absent one
-    return next((folder / name for name in names if os.path.lexists(folder / name)), None)
-
-
 def _ptb_file(root: str | Path, name: str) -> Path | None:
     characters = name.replace("ptb.", "ptb.char.")
-    return _present(Path(root) / "ptb", name, f"{name}.gz", characters, f"{characters}.gz")
+    return first_present(Path(root) / "ptb", name, f"{name}.gz", characters, f"{characters}.gz")
 
 
 def _ptb_by_hand(root: str | Path) -> str:
-    return f"get {_PTB} and put {', '.join(_PTB_FILES)} of its folder data into {Path(root) / 'ptb'}"
+    return f"get {_PTB} and put {', '.join(_PTB_FILES)} from its folder data into {Path(root) / 'ptb'}"
 
 
 def _wikipedia_file(root: str | Path, name: str) -> Path | None:
     _check_name(name)
-    return _present(Path(root) / "text", name, f"{name}.gz", f"{name}.zip")
+    return first_present(Path(root) / "text", name, f"{name}.gz", f"{name}.zip")
 
 
 def _wikipedia_by_hand(root: str | Path, name: str) -> str:
@@ -272,7 +278,7 @@ def _wikipedia_by_hand(root: str | Path, name: str) -> str:
 
 def _check_name(name: str) -> None:
     if name not in _WIKIPEDIA:
-        raise InputError(f"there is no {name!r} here: choose {' or '.join(_WIKIPEDIA)}")
+        raise InputError(f"unknown text {name!r}: choose {' or '.join(_WIKIPEDIA)}")
 
 
 def _check_kind(kind: str) -> None:
@@ -282,7 +288,7 @@ def _check_kind(kind: str) -> None:
 
 @contextmanager
 def _failed_download(folder: Path) -> Iterator[None]:
-    """Turns a refusal of what was downloaded into a failure of the download, which knows no temporary folder."""
+    """Turn the refusal of a downloaded file into a failed download, and remove the temporary folder from its text."""
     try:
         yield
     except InputError as error:
@@ -290,51 +296,20 @@ def _failed_download(folder: Path) -> Iterator[None]:
 
 
 def _content(path: Path) -> bytearray:
-    """What a file holds, unpacked in memory where its name ends in .gz or .zip, and never nothing."""
-    content, packed = bytearray(), path.suffix.lower()
-    try:
-        with open(path, "rb") as file:
-            if packed == ".gz":
-                file = gzip.GzipFile(fileobj=file)
-            elif packed == ".zip":
-                file = _only_member(path, zipfile.ZipFile(file))
-            while block := file.read(2**20):
-                content += block
-                if len(content) > _LARGEST:
-                    raise InputError(f"{path} holds more than {_LARGEST:,} bytes: give a part of it")
-    except InputError:
-        raise
-    except Exception as error:  # over a damaged archive gzip and zipfile raise all sorts
-        if isinstance(error, OSError) and error.strerror:
-            raise InputError(f"{path} cannot be read ({error.strerror}): put a text file there") from error
-        reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
-        raise InputError(f"{path} is damaged, encrypted, or no {packed} file ({reason}): {_AGAIN}") from error
+    """Return the content of a file, unpacked; it is never empty."""
+    content = read_file(path, _LARGEST)
     if not content:
-        raise InputError(f"{path} is empty: {_AGAIN}")
+        raise InputError(f"{path} is empty: {AGAIN}")
     return content
 
 
-def _only_member(path: Path, archive: zipfile.ZipFile) -> IO[bytes]:
-    members = [member for member in archive.infolist() if not member.is_dir()]
-    if len(members) != 1:
-        raise InputError(f"{path} holds {len(members)} files: pack one text alone")
-    name, size = PurePosixPath(members[0].filename), members[0].file_size
-    if name.is_absolute() or ".." in name.parts:
-        raise InputError(f"{path} holds {str(name)!r}, which lies outside of it: do not trust this archive")
-    if size > _LARGEST:
-        raise InputError(f"{path} holds a file of {size:,} bytes, more than {_LARGEST:,}: give a part of it")
-    if members[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a limit
-        raise InputError(f"{path} is packed with something else than deflate: pack it again")
-    return archive.open(members[0])
-
-
 def _characters(content: bytearray, path: Path) -> str:
-    """UTF-8 with one newline at the end of each line, whatever system it comes from."""
+    """Decode UTF-8, and end every line in a newline."""
     try:
         characters = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path} is not UTF-8, its byte {error.start:,} is 0x{content[error.start]:02x}: convert it, or read bytes"
+            f"{path} is not UTF-8 (byte {error.start:,} is 0x{content[error.start]:02x}): convert it, or read bytes"
         ) from error
     return characters.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
@@ -344,7 +319,7 @@ def _code_points(characters: str) -> np.ndarray:
 
 
 def _split(symbols: np.ndarray) -> Text:
-    """90, 5 and 5 % in order, without copies."""
+    """Split into 90, 5 and 5 %, in order and without copies."""
     N = len(symbols)
     return Text(*np.split(symbols, [N * 90 // 100, N * 95 // 100]))
 
@@ -352,11 +327,11 @@ def _split(symbols: np.ndarray) -> Text:
 def _with_at_most(most: int, text: Text, name: str, path: Path) -> Text:
     found = len(vocabulary(text))
     if found > most:
-        raise InputError(f"{path} has {found} different symbols, {name} has {most}: {_AGAIN}")
+        raise InputError(f"{path} has {found} different symbols, but {name} has {most}: {AGAIN}")
     return text
 
 
 def _counts(*parts: np.ndarray) -> list[np.ndarray]:
-    """How often each symbol comes in each part, a piece at a time: bincount turns what it counts into int64."""
-    size, piece = 1 + max(int(part.max()) for part in parts), 2**22
-    return [sum(np.bincount(part[i : i + piece], minlength=size) for i in range(0, len(part), piece)) for part in parts]
+    """Count each symbol in each part, in chunks, because bincount copies its input to int64."""
+    size, chunk = 1 + max(int(part.max()) for part in parts), 2**22
+    return [sum(np.bincount(part[i : i + chunk], minlength=size) for i in range(0, len(part), chunk)) for part in parts]

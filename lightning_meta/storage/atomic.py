@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Write files atomically: a reader sees the old file or the complete new one, never a part."""
 
 import os
 from collections.abc import Iterator
@@ -12,10 +12,20 @@ from lightning_meta.errors import InputError
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """Gives a place beside ``path`` to write to, and moves it there at the end: a kill leaves the former file whole.
+    """Yield a temporary path to write to, and move the file to ``path`` at the end.
+
+    If the process is killed or writing fails, the previous file stays as it was.
 
     Raises:
-        InputError: If it cannot be written; what was there before is still there.
+        InputError: If the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with whole(f"{folder}/a.txt") as part:
+        ...         _ = part.write_text("new")
+        ...     Path(f"{folder}/a.txt").read_text()
+        'new'
     """
     path = Path(path)
     part = path.with_name(f"{path.name}.part{_rank() or ''}")  # on the same disk, so that the replacement is atomic
@@ -33,19 +43,18 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 
 def _rank() -> int:
-    """This process's number among those of a run, which may write the same file at the same time."""
-    return (
-        torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
-    )
+    """Return this process's rank: several processes of a run may write the same file at the same time."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if distributed else 0
 
 
 def lost_worker(error: BaseException) -> bool:
-    """Whether a process of a data loader died: torch says so, or the batch that it was handing over was cut off."""
-    said = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
-    return said or isinstance(error, ConnectionResetError)
+    """Return whether the error says that a data loader's worker process died, or that its connection broke."""
+    died = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+    return died or isinstance(error, ConnectionResetError)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file, UTF-8, whole or not at all."""
+    """Write a text file in UTF-8 atomically."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")

@@ -216,5 +216,5 @@ def test_predict_filters_a_picture_of_any_size_in_the_angles_asked_for(tmp_path)
     found = torch.from_numpy(np.array(Image.open(folder / "filtered_22.5.png"))).movedim(-1, 0)
     assert (found - grey_levels).abs().max() <= 1
     for bad in ("missing.png", "."):
-        with pytest.raises(SystemExit, match=r"give (a|one) PNG, JPG or WebP picture"):
+        with pytest.raises(SystemExit, match=r"give (a|one) PNG, JPG or WebP image"):
             main(["predict", *common, f"--data.picture={tmp_path / bad}"])

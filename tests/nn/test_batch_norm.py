@@ -9,7 +9,7 @@ CHANNELS = 3
 
 
 def batches():
-    """Pictures and the gradients of their outputs, of two kinds, so that the halves of a batch differ much."""
+    """Images and the gradients of their outputs. The two halves of a batch have very different statistics."""
     random = torch.Generator().manual_seed(0)
     x = torch.randn(STEPS, 4, CHANNELS, 2, 5, generator=random, dtype=torch.float64)
     x = x * torch.tensor([0.5, 3.0, 1.0, 2.0]).view(-1, 1, 1, 1) + torch.arange(4).view(-1, 1, 1, 1)
@@ -17,7 +17,7 @@ def batches():
 
 
 def run(layer, x, g):
-    """What is left of each step of training, and of an evaluation."""
+    """Return outputs and gradients of each training step, the output in evaluation, and the final buffers."""
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([1.0, -2.0, 0.5]))
         layer.bias.copy_(torch.tensor([0.0, 1.0, 3.0]))
@@ -63,7 +63,10 @@ def test_two_processes_are_one_with_the_whole_batch(tmp_path, processes, momentu
     close = {"rtol": 1e-10, "atol": 1e-12}
     for name in ("y", "x.grad", "y in eval mode"):
         torch.testing.assert_close(torch.cat([part[name] for part in parts], 1), whole[name], **close)
-    for name in ("weight.grad", "bias.grad"):  # of what each process has seen: DistributedDataParallel joins them
+    for name in (
+        "weight.grad",
+        "bias.grad",
+    ):  # each process has the gradient of its own samples; DistributedDataParallel sums them
         torch.testing.assert_close(sum(part[name] for part in parts), whole[name], **close)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         for part in parts:

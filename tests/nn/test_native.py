@@ -1,4 +1,4 @@
-"""What is built on first use."""
+"""Compilation of C++ sources on first use."""
 
 import pytest
 

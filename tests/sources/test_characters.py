@@ -145,7 +145,7 @@ def test_refuses_strange_contents_by_name(root, packed):
     (first / "0965_02.png").write_bytes(content[:-30])
     check("0965_02.png cannot be decoded")
     (first / "0965_02.png").write_bytes(b"no picture")
-    check("0965_02.png is not a picture")
+    check("0965_02.png is not an image")
 
 
 def test_refuses_a_damaged_or_treacherous_archive(root):
@@ -315,7 +315,7 @@ def test_refuses_what_is_no_alphabet(own):
     Image.new("L", (40, 40), 200).save(marks / "queries/blank.png")
     check(marks / "queries/blank.png", "blank")
     (marks / "queries/blank.png").write_bytes(b"no picture")
-    check(marks / "queries/blank.png", "not a picture")
+    check(marks / "queries/blank.png", "not an image")
     for path in (marks / "queries").iterdir():
         path.unlink()
     check(marks / "queries", "no PNG, JPG or WebP")

@@ -79,14 +79,14 @@ def test_prefers_the_plain_file_and_keeps_the_splits_apart(root):
         (IMAGES, idx((3, 28, 28), PIXELS, magic=2049), ("2049", "2051")),
         (LABELS, idx((3,), [1, 2, 3], magic=2051), ("2051", "2049")),
         (IMAGES, idx((3, 14, 56), PIXELS), ("14x56", "not 28x28")),
-        (IMAGES, idx((0, 28, 28), []), ("0x28x28", "nothing")),
+        (IMAGES, idx((0, 28, 28), []), ("0x28x28", "is empty")),
         (IMAGES, idx((2**31, 2**31, 2**31), []), ("truncated",)),
         (LABELS, idx((2,), [5, 0]), ("2 labels", "3 images")),
         (LABELS, idx((3,), [5, 0, 10]), ("label 10",)),
-        (f"{IMAGES}.gz", gzip.compress(idx((3, 28, 28), PIXELS))[:-20], ("truncated",)),
-        (f"{IMAGES}.gz", b"not a gzip file", ("corrupt",)),
-        (f"{IMAGES}.gz", gzip.compress(b"")[:10] + b"\xff" * 30, ("corrupt",)),
-        (f"{IMAGES}.gz", gzip.compress(idx((3, 28, 28), PIXELS))[:-8] + bytes(8), ("corrupt", "CRC")),
+        (f"{IMAGES}.gz", gzip.compress(idx((3, 28, 28), PIXELS))[:-20], ("damaged",)),
+        (f"{IMAGES}.gz", b"not a gzip file", ("damaged",)),
+        (f"{IMAGES}.gz", gzip.compress(b"")[:10] + b"\xff" * 30, ("damaged",)),
+        (f"{IMAGES}.gz", gzip.compress(idx((3, 28, 28), PIXELS))[:-8] + bytes(8), ("damaged", "CRC")),
     ],
     ids=[
         "truncated",
@@ -109,7 +109,7 @@ def test_refuses_a_broken_file_by_name(root, name, content, words):
     raw = root / "MNIST" / "raw"
     (raw / name.removesuffix(".gz")).unlink()
     (raw / name).write_bytes(content)
-    assert has_mnist(root)  # broken is not absent
+    assert has_mnist(root)  # a broken file exists
     refused(root, str(raw / name), *words)
 
 
@@ -143,7 +143,7 @@ def test_refuses_a_root_that_is_no_folder(tmp_path):
 
 
 class Server:
-    """Stands for torchvision's class: writes its files, or some of them and then fails."""
+    """Mock of torchvision's class: write its files, or write some of them and fail."""
 
     def __init__(self, error=None, missing=()):
         self.error, self.missing, self.timeout = error, missing, None
@@ -235,7 +235,7 @@ def test_small_digits_are_framed_and_as_bright_as_mnist():
     assert (images.flatten(1).max(1).values > 250).all()
     assert images.float().mean() == pytest.approx(33.3, abs=1.5)  # MNIST's mean
     assert torch.equal(images, small_digits()[0])
-    # shrunk again they are the original's shape: not flipped, turned or shifted
+    # reduced to 8x8 they match the originals: not flipped, rotated or shifted
     from sklearn.datasets import load_digits
 
     small = torch.nn.functional.interpolate(images[:, None, 4:24, 4:24].float(), size=(8, 8), mode="area")

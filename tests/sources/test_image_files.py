@@ -47,7 +47,7 @@ def test_a_jpg_comes_back_nearly(tmp_path):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_a_turned_phone_picture_comes_back_upright(tmp_path, suffix):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned clockwise
+    exif[0x0112] = 6  # orientation: rotate clockwise
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:, :8] = 255
     Image.fromarray(pixels).save(tmp_path / f"picture.{suffix}", exif=exif)
@@ -107,7 +107,7 @@ def test_refuses_a_missing_file_a_folder_and_what_is_no_picture(tmp_path):
     refused(read_picture, tmp_path, "is a folder")
     for content in (b"", b"no picture"):
         (tmp_path / "text.png").write_bytes(content)
-        refused(read_picture, tmp_path / "text.png", "not a picture")
+        refused(read_picture, tmp_path / "text.png", "not an image")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tiff", "webp"])
@@ -128,7 +128,7 @@ def test_refuses_a_damaged_picture(tmp_path):
 
 def test_refuses_a_decompression_bomb(tmp_path, monkeypatch):
     Image.fromarray(noise()).save(tmp_path / "picture.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # Pillow refuses at twice this
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # Pillow refuses twice as many
     refused(read_picture, tmp_path / "picture.png", "suspiciously large", "54 pixels")
 
 
@@ -158,7 +158,7 @@ def test_the_bundled_photographs():
     assert all(picture.dtype == torch.uint8 and picture.is_contiguous() for picture in pictures.values())
     red, green, blue = pictures["flower"][:, 160, 400].tolist()  # the flower is orange
     assert red > green > blue
-    assert pictures["minduka"][:, 0, 0].tolist() == [255, 255, 255]  # cut out, so on white
+    assert pictures["minduka"][:, 0, 0].tolist() == [255, 255, 255]  # transparent, so blended with white
     pictures["china"].zero_()
     assert bundled_photographs()["china"].any()
 

@@ -20,7 +20,7 @@ def module(kind, which, root, source, pictures=None, download=True):
 
 
 def paint(folder, classes, count, first=0):
-    """Pictures in one colour: the class in red and a number in green."""
+    """Save images of one colour each: red encodes the class, green the number."""
     for red in range(classes):
         (folder / f"class {red}").mkdir(parents=True)
         for i in range(count):

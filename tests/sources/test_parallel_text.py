@@ -40,7 +40,7 @@ def root(tmp_path):
 
 
 def pack(path):
-    """Replaces a file by its .gz."""
+    """Replace a file by its .gz."""
     packed = path.with_name(f"{path.name}.gz")
     packed.write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
@@ -48,7 +48,7 @@ def pack(path):
 
 
 def files(folder, source, target):
-    """Writes two files of these bytes."""
+    """Write two files of these bytes."""
     paths = folder / "some.en", folder / "some.fr"
     for path, content in zip(paths, (source, target), strict=True):
         path.write_bytes(content)
@@ -83,7 +83,7 @@ def test_reads_no_more_training_lines_than_asked_for(root):
     assert corpus.train == Pairs(["one", "three"], ["un", "trois"])
     assert corpus.dropped == 1
     assert wmt14(root, limit=100) == wmt14(root)
-    (root / "wmt14" / "train.fr").write_bytes(b"un\n\xff\n")  # not looked at
+    (root / "wmt14" / "train.fr").write_bytes(b"un\n\xff\n")  # is skipped
     assert wmt14(root, limit=1).train == Pairs(["one"], ["un"])
     refused(lambda: wmt14(root, limit=0), "limit is 0", "at least 1")
 
@@ -213,7 +213,7 @@ def test_splits_tab_separated_pairs_by_the_english_sentence(tmp_path):
     assert pairs != sorted(pairs)
     assert corpus == folder(path)
     assert [part[::-1] for part in corpus[:3]] == [*folder(path, "de", "en")[:3]]
-    # the lines' order does not matter to the split
+    # the split does not depend on the order of the lines
     other = folder(zipped(tmp_path / "other.zip", **{"deu.txt": "\n".join(reversed(lines))}))
     assert [set(part.source) for part in other[:3]] == english
 
@@ -225,8 +225,8 @@ def test_splits_tab_separated_pairs_by_the_english_sentence(tmp_path):
         ({"fra.txt": b"Go.\tVa !\nRun!\t\xff"}, ("fra.txt", "line 2 is not UTF-8", "byte 6 is 0xff")),
         ({"fra.txt": "Go.\tVa !\nGo.\tAllez !\nHi.\tSalut !"}, ("2 different English sentences", "at least 3")),
         ({"fra.txt": ""}, ("0 different English sentences",)),
-        ({"fra.txt": "Go.\tVa !", "deu.txt": "Go.\tGeh."}, ("it has 2", "fra.txt, deu.txt")),
-        ({"_about.txt": "Go.\tVa !", "fra.csv": "Go.\tVa !"}, ("it has 0", "none")),
+        ({"fra.txt": "Go.\tVa !", "deu.txt": "Go.\tGeh."}, ("holds 2", "fra.txt, deu.txt")),
+        ({"_about.txt": "Go.\tVa !", "fra.csv": "Go.\tVa !"}, ("holds 0", "none")),
         ({"../fra.txt": "Go.\tVa !"}, ("'../fra.txt'", "outside")),
         ({"/fra.txt": "Go.\tVa !"}, ("'/fra.txt'", "outside")),
     ],
@@ -252,7 +252,7 @@ def numbers():
 def test_number_words_have_disjoint_parts_and_are_the_same_every_time(numbers):
     assert [len(part.source) for part in numbers[:3]] == [len(part.target) for part in numbers[:3]] == [1_000, 300, 300]
     targets = [target for part in numbers[:3] for target in part.target]
-    assert len(set(targets)) == len(targets)  # a number has one name in French, whatever it has in English
+    assert len(set(targets)) == len(targets)  # each number has one French reading, even if it has two in English
     number_words.cache_clear()
     assert number_words(1_000, 300) == numbers
     assert {"zéro", "soixante et onze", "quatre-vingts", "quatre-vingt-dix-neuf"} <= set(numbers.train.target)
@@ -285,7 +285,7 @@ def test_number_words_come_in_a_range(sizes):
 
 
 def test_the_most_number_words_are_all_different_and_half_of_them_short(monkeypatch):
-    monkeypatch.setattr("num2words.num2words", lambda number, **_: str(number))  # all in words would take 7 seconds
+    monkeypatch.setattr("num2words.num2words", lambda number, **_: str(number))  # all numbers would take 7 seconds
     number_words.cache_clear()
     corpus = number_words(15_000, 2_000)
     number_words.cache_clear()
@@ -312,7 +312,7 @@ def test_multi30k_is_downloaded_whole_and_unchanged_or_not_at_all(tmp_path, monk
     refused(lambda: multi30k(tmp_path), "Multi30k is missing", "test_2016_flickr.fr.gz", tmp_path / "multi30k" / "raw")
     assert not has_multi30k(tmp_path)
     files["val.fr.gz"] += b"more"
-    refused(lambda: download_multi30k(tmp_path), "val.fr.gz is not the known file", "put them into", tmp_path)
+    refused(lambda: download_multi30k(tmp_path), "val.fr.gz has a wrong checksum", "put them into", tmp_path)
     assert list(tmp_path.iterdir()) == []
     files["val.fr.gz"] = files["val.fr.gz"].removesuffix(b"more")
     download_multi30k(tmp_path)

@@ -25,7 +25,7 @@ def pfm(values, order="<"):
 
 
 def warped(left, disparity):
-    """A slow right view: at x what the left view shows at x + d, between its pixels too."""
+    """Warp the left view by a loop: the right view at x is the left view at x + d, interpolated."""
     right = np.zeros(left.shape)
     for y in range(left.shape[0]):
         for x in range(left.shape[1]):
@@ -130,7 +130,7 @@ def test_other_files_are_no_pfm(tmp_path, content, message):
 
 
 def broken(folder, what):
-    """A pair with something wrong."""
+    """Write a pair with one fault."""
     save(folder / "left.png", view(1))
     save(folder / "right.png", view(1, (10, 21)) if what == "sizes" else view(1))
     truth = np.ones((10, 20), np.float32)
@@ -159,16 +159,16 @@ def broken(folder, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("sizes", "left.png is 20x10 pixels, .*right.png 21x10: give two views of one size"),
+        ("sizes", "left.png is 20x10 pixels, .*right.png is 21x10: give two views of one size"),
         ("scale", "disp.png does not say .* give --data.disparity_scale"),
-        ("disparity size", "disp.npy is 19x10, its view 20x10 pixels"),
-        ("negative", "disp.npy has disparities below zero"),
-        ("unknown", "disp.pfm knows the disparity of no pixel"),
+        ("disparity size", "disp.npy is 19x10 pixels, its view is 20x10"),
+        ("negative", "disp.npy has negative disparities"),
+        ("unknown", "disp.pfm has no known disparity"),
         ("pickle", "disp.npy is not a file of one NumPy array"),
         ("two arrays", "disp.npz is not a file of one NumPy array"),
         ("three axes", r"disp.npy holds float32 \(1, 10, 20\)"),
         ("not npz", "disp.npz is not a file of one NumPy array"),
-        ("colour", "disp.png is not a grey picture"),
+        ("colour", "disp.png is not a grey image"),
         ("not png", "disp.png cannot be decoded"),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_view_without_its_partner_is_named(tmp_path):
     with pytest.raises(InputError, match=r"image_2/2.png has no partner of that name in .*image_3"):
         find_pairs(tmp_path)
     save(tmp_path / "b" / "image_3" / "1.png", view(1))
-    with pytest.raises(InputError, match=r"image_3 has no image_2 beside it"):
+    with pytest.raises(InputError, match=r"image_3 has no folder image_2 beside it"):
         find_pairs(tmp_path / "b")
     save(tmp_path / "c" / "cat_right.png", view(1))
     with pytest.raises(InputError, match=r"cat_right.png has no partner cat_left.png"):
@@ -223,15 +223,15 @@ def test_scaling_averages_areas_and_shrinks_disparities():
     assert found.left.dtype == np.uint8
     assert found.right_disparity is None
     expected = np.nanmean(truth.reshape(4, 5, 10, 5).swapaxes(1, 2).reshape(4, 10, 25), 2) / 5
-    expected[0, 0] = expected[1, 0] = np.nan  # 15 of 25 are not known
+    expected[0, 0] = expected[1, 0] = np.nan  # 15 of 25 are unknown
     np.testing.assert_allclose(found.left_disparity, expected, rtol=1e-5)
-    # Sides that do not divide: a pixel that lies in two goes into each with its share.
+    # If the sides do not divide, a pixel that overlaps two new ones counts in both by its overlap.
     third = Views(np.array([[0, 30, 60], [0, 30, 60], [90, 90, 90]], np.uint8), np.zeros((3, 3), np.uint8)).scaled(2)
     assert third.left.tolist() == [[10, 50], [63, 77]]
 
 
 def test_a_mirrored_pair_is_a_pair():
-    """Where a left view's disparity is known, the mirrored pair's right view's is."""
+    """Mirroring turns the left view's disparity into the right view's."""
     y, x = np.mgrid[:100, :100]
     smooth = (128 + 60 * np.sin(x / 3 + y / 9) + 60 * np.sin(x / 7 - y / 5)).astype(np.uint8)
     views = textured_layers([smooth], 64, generator(3))
@@ -259,12 +259,12 @@ def test_drawn_scenes_are_layers_with_known_disparities(size):
         assert {part.shape for part in views} == {(size, size)}
         right = views.right_disparity
         assert 0 < right.min() < right.max() <= 6 * size / 64
-        assert (right[0] < right[-1].max()).all()  # a wall behind a ground
-        # But for rounding and the rims of layers, the right view is the left one moved.
+        assert (right[0] < right[-1].max()).all()  # the wall is behind the ground
+        # Except for rounding and the borders of layers, the right view is the warped left view.
         inside = np.arange(size) < size - right.max() - 1
         assert (np.abs(warped(views.left, right) - views.right)[:, inside] < 1.01).mean() > 0.85
-        # Both disparities are of one scene: what the right view shows at x the left one has at x + d. A pixel of the
-        # left view that has no such partner is hidden in the right one.
+        # Both disparities describe one scene: pixel x of the right view is at x + d in the left view. A pixel of the
+        # left view without such a partner is hidden in the right view.
         partner = np.rint(np.arange(size) + right).astype(int)
         there = np.take_along_axis(views.left_disparity, partner.clip(max=size - 1), 1)
         assert (np.abs(there - right)[partner < size] < 0.01).mean() > 0.9

@@ -35,7 +35,7 @@ LISTS = {  # a01 to a04 with 1, 2, 3 and 4 lines
 
 
 def xml(lines, head=HEAD):
-    """A file of IAM-OnDB."""
+    """Return the content of a file of IAM-OnDB."""
     text = f'{head}<WhiteboardCaptureSession>\n  <WhiteboardDescription><SensorLocation corner="top_left"/>\n'
     text += "  </WhiteboardDescription>\n  <StrokeSet>\n"
     for line in lines:
@@ -45,7 +45,7 @@ def xml(lines, head=HEAD):
 
 
 def walk(i, points=6):
-    """Two strokes that start at (1000 + i, 500)."""
+    """Return two strokes that start at (1000 + i, 500)."""
     steps = np.random.default_rng(i).integers(-9, 10, (points - 1, 2))
     points = np.array([[0, 0], *steps.cumsum(0)]) + np.array([1000 + i, 500])
     return [points[:2], points[2:]]
@@ -101,7 +101,7 @@ def three(**other):
 
 
 def with_member(path, content, key="train"):
-    """A stroke file whose one member is these very bytes."""
+    """Write a stroke file with a member of these bytes."""
     write(path, **three())
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -167,7 +167,7 @@ def test_reads_iam_with_the_split_of_graves(root, packed):
     train, val, test = iam_online(root, shortest=1)
     assert sorted(root.rglob("*")) == before
     lines = {form: [from_lines(walk(10 * form + i, 6 + i)) for i in range(form)] for form in (1, 2, 3, 4)}
-    same(train, lines[1] + lines[2] + lines[4])  # testset_v is here the larger
+    same(train, lines[1] + lines[2] + lines[4])  # testset_v is the larger one here
     same(val, lines[3])
     same(test, lines[3])
     points = np.concatenate(to_lines(val[0]))
@@ -260,7 +260,7 @@ def test_own_folder_is_split_in_the_order_of_its_names(tmp_path):
     (tmp_path / "002.xml").unlink()
     refused(lambda: own_strokes(tmp_path), "2 XML files", "at least 3")
     refused(lambda: own_strokes(tmp_path / "notes.txt"), "neither a folder nor")
-    refused(lambda: own_strokes(tmp_path / "none.npz"), "does not exist")
+    refused(lambda: own_strokes(tmp_path / "none.npz"), "none.npz", "No such file")
     (tmp_path / "a").mkdir()
     same(own_strokes(write(tmp_path / "a" / "own.npz", **three())).train, random_part(5))
 
@@ -281,7 +281,7 @@ def test_reads_pickles_old_and_new(tmp_path, protocol):
     content = npy(pickle.dumps(part, protocol=protocol), "(5,)")
     same(stroke_file(with_member(tmp_path / "a.npz", content)).train, part)
     old = npy(pickle.dumps(part, protocol=protocol).replace(b"numpy._core", b"numpy.core"), "(5,)")
-    if protocol < 4:  # later ones count the bytes of a name
+    if protocol < 4:  # later versions count the bytes of a name
         same(stroke_file(with_member(tmp_path / "b.npz", old)).train, part)
 
 
@@ -308,7 +308,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, protocol, key):
     part[:] = [random_part(1)[0], Malicious(os.system, f"mkdir {trap}")]
     pickled = pickle.dumps(part, protocol)
     pickle.loads(pickled)
-    trap.rmdir()  # so it does work where it is trusted
+    trap.rmdir()  # an unrestricted unpickler executes it
     path = with_member(tmp_path / "a.npz", npy(pickled, "(2,)"), key)
     refused(lambda: stroke_file(path), path, key, "system", "asks for")
     assert not trap.exists()
@@ -374,7 +374,7 @@ def test_what_is_wrong_with_a_stroke_file_is_named(tmp_path):
     refused(lambda: stroke_file(write(path, **three(test=nested))), "test", "not of numbers")
     with (tmp_path / "one.npz").open("wb") as file:
         np.save(file, np.zeros((2, 3)))
-    refused(lambda: stroke_file(tmp_path / "one.npz"), "one.npz", "no .npz file")
+    refused(lambda: stroke_file(tmp_path / "one.npz"), "one.npz", "damaged")
     header = npy(b"", "(1000000000000, 2, 3)").replace(b"|O", b"i1")
     refused(lambda: stroke_file(with_member(path, header)), "train", "damaged")
 
@@ -470,7 +470,7 @@ def test_hershey_lines_are_of_the_promised_length_and_evenly_spaced():
         lines = to_lines(sequence)
         assert len(lines) < 5 * len(text)
         ways = np.concatenate([np.hypot(*np.diff(line, axis=0).T) for line in lines if len(line) > 5])
-        assert ways.std() < 0.4 * ways.mean()  # all but the tremble and the cut corners
+        assert ways.std() < 0.4 * ways.mean()  # except the tremor and the rounded corners
         width, height = np.ptp(np.concatenate(lines), axis=0)
         assert 8 < height < 110
         assert 3 * len(text) < width < 40 * len(text)

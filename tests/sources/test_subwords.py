@@ -19,7 +19,7 @@ from tests.conftest import ROOT, refused
 
 ANIMALS = {"cat": "chat", "dog": "chien", "cow": "vache", "bird": "oiseau", "fish": "poisson"}
 DEEDS = {"sees": "voit", "follows": "suit", "hears": "entend", "fears": "craint"}
-# every sentence that these words make
+# all sentences of these words
 TEXTS = Pairs(
     [f"the {a} {deed} the {b}." for a in ANIMALS for deed in DEEDS for b in ANIMALS],
     [f"le {a} {deed} le {b}\u202f!" for a in ANIMALS.values() for deed in DEEDS.values() for b in ANIMALS.values()],
@@ -43,7 +43,7 @@ def test_decodes_what_it_encodes(which, request):
         encoded = vocabulary.encode(sentences)
         assert vocabulary.decode(encoded) == sentences
         assert all(UNKNOWN < piece < len(vocabulary) for sentence in encoded for piece in sentence)
-        assert sum(map(len, encoded)) < 0.6 * sum(map(len, sentences))  # fewer pieces than characters
+        assert sum(map(len, encoded)) < 0.6 * sum(map(len, sentences))  # fewer subwords than characters
     assert len(vocabulary) == {"pieces": 330, "small": 60}[which]
 
 
@@ -125,7 +125,7 @@ def test_names_the_largest_and_the_smallest_size(byte_fallback, capfd):
 
 @pytest.mark.parametrize("texts", [[], [[]], [["", " "]]], ids=["no texts", "no sentences", "blank sentences"])
 def test_refuses_texts_of_nothing(texts):
-    refused(lambda: train_pieces(texts, 300), "no pieces can be learned")
+    refused(lambda: train_pieces(texts, 300), "no subwords can be learned")
 
 
 @pytest.mark.parametrize("model", [b"", b"not a model", bytes(100)])

@@ -103,9 +103,9 @@ def test_names_the_missing_file_of_penn_treebank(tmp_path, split):
     ("name", "content", "words"),
     [
         ("ptb.train.txt", b"", ("empty",)),
-        ("ptb.train.txt", b" the last line has no", ("cut short",)),
+        ("ptb.train.txt", b" the last line has no", ("truncated",)),
         ("ptb.train.txt", b" caf\xe9 \n", ("byte 4", "0xe9")),
-        ("ptb.char.train.txt", b"t h e _ l", ("cut short",)),
+        ("ptb.char.train.txt", b"t h e _ l", ("truncated",)),
         ("ptb.train.txt.gz", b"no gzip file", ("damaged", ".gz")),
         ("ptb.train.txt.gz", gzip.compress(b" a b \n")[:-3], ("damaged",)),
         ("ptb.train.txt.gz", gzip.compress(b" a b \n")[:-8] + bytes(8), ("damaged", "CRC")),
@@ -115,7 +115,7 @@ def test_refuses_a_broken_file_of_penn_treebank_by_name(tmp_path, name, content,
     put_treebank(tmp_path)
     (tmp_path / "ptb" / "ptb.train.txt").unlink()
     (tmp_path / "ptb" / name).write_bytes(content)
-    assert has_penn_treebank(tmp_path)  # broken is not absent
+    assert has_penn_treebank(tmp_path)  # a broken file exists
     refused(lambda: penn_treebank(tmp_path), tmp_path / "ptb" / name, *words)
 
 
@@ -230,7 +230,7 @@ def test_names_the_first_byte_that_is_not_utf8(tmp_path, content, offset):
 
 
 def lying(size):
-    """A zip whose directory says that its member has this many bytes."""
+    """Return a zip whose directory gives this size for its file."""
     content = bytearray(zipped(("a", PAGE)))
     where = content.index(b"PK\1\2") + 24
     content[where : where + 4] = size.to_bytes(4, "little")
@@ -263,7 +263,7 @@ def encrypted():
         ("own.zip", zipped(("a", PAGE), how=zipfile.ZIP_STORED).replace(b"abc", b"abd"), ("damaged", "CRC")),
         ("own.zip", encrypted(), ("encrypted",)),
         ("own.zip", zipped(), ("0 files",)),
-        ("own.zip", zipped(("a", PAGE), ("b", PAGE)), ("2 files", "alone")),
+        ("own.zip", zipped(("a", PAGE), ("b", PAGE)), ("2 files", "exactly one")),
         ("own.zip", zipped(("../a", PAGE)), ("'../a'", "outside")),
         ("own.zip", zipped(("/etc/a", PAGE)), ("'/etc/a'", "outside")),
         ("own.zip", lying(2**31), ("2,147,483,648", "1,073,741,824")),
@@ -328,7 +328,7 @@ def test_cut_or_changed_files_are_a_text_or_an_input_error(tmp_path):
             except InputError as error:
                 assert len(str(error).splitlines()) == 1, name  # noqa: PT017 - not every one is refused
         (tmp_path / name).unlink()
-        assert 0 < len(texts) < len(broken), name  # the whole file is a text, nothing at all is none
+        assert 0 < len(texts) < len(broken), name  # the whole file is valid, the empty one is not
         assert all(len(part) for result in texts for part in result), name
 
 
@@ -377,10 +377,10 @@ def test_vocabulary_is_of_all_parts():
 def test_unigram_bits_by_hand():
     uniform = np.tile(np.arange(48, 48 + 32, dtype=np.uint32), 5)
     assert unigram_bits(uniform, uniform[::-1]) == pytest.approx(5, abs=1e-12)
-    # a: 3 + 1 of 8, b: 1 + 1, c and d, never seen: 0 + 1
+    # counts plus one, of 8: 3 + 1 for a, 1 + 1 for b, 0 + 1 for c and d
     train, test = np.frombuffer(b"abaa", np.uint8), np.frombuffer(b"abcd", np.uint8)
     assert unigram_bits(train, test) == pytest.approx((1 + 2 + 3 + 3) / 4, abs=1e-12)
-    # against a loop, over more than one piece
+    # compared with a loop, over more than one chunk
     random = np.random.default_rng(0)
     train, test = random.binomial(20, 0.3, 2**22 + 5).astype(np.uint8), random.binomial(20, 0.4, 1000).astype(np.uint8)
     counts = {symbol: int((train == symbol).sum()) + 1 for symbol in {*train.tolist(), *test.tolist()}}
@@ -417,7 +417,7 @@ MORE = ("./simple-examples/data/README", b"not wanted")
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Puts a function that writes this content, or raises it, in the place of torchvision's download."""
+    """Replace torchvision's download by a function that writes this content, or raises it."""
     seen = {}
 
     def install(content):
@@ -493,7 +493,7 @@ def test_a_failed_download_of_wikipedia_is_one_line_and_leaves_nothing(tmp_path,
     serve(content)
     with pytest.raises(InputError, match="could not be downloaded") as caught:
         download_wikipedia(tmp_path, "enwik8")
-    assert ".download-" not in str(caught.value)  # gone by now
+    assert ".download-" not in str(caught.value)  # it has been removed
     for word in ("mattmahoney.net/dc/enwik8.zip", tmp_path / "text", *words):
         assert str(word) in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -154,7 +154,7 @@ def test_refuses_no_sequences_and_no_frames(tmp_path):
     (tmp_path / "a" / "groundtruth.txt").write_text(POLYGON)
     refused(lambda: sequences(tmp_path), "holds no PNG, JPG or WebP")
     (tmp_path / "a" / "00000001.jpg").write_bytes(b"no picture")
-    refused(lambda: sequences(tmp_path), "00000001.jpg is not a picture")
+    refused(lambda: sequences(tmp_path), "00000001.jpg is not an image")
 
 
 def got10k_video(root, name="GOT-10k_Train_000001", absent="0\n1\n0\n"):

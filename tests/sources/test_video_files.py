@@ -11,7 +11,7 @@ from lightning_meta.sources.video_files import read_clip, read_frames
 
 
 def moving_square(T=6, H=32, W=48):
-    """A white square moves right over black, beside bars of grey 128 and white."""
+    """Draw a white square that moves right over black, above bars of grey 128 and white."""
     frames = torch.zeros(T, H, W, dtype=torch.uint8)
     frames[:, 16:24] = 128
     frames[:, 24:] = 255
@@ -54,17 +54,17 @@ def test_a_video_comes_back_in_full_range(tmp_path, pix_fmt):
     read = read_clip(path)
     assert read.shape == frames.shape
     assert read.dtype == torch.uint8
-    assert read[:, 28:].float().mean() > 252  # limited range read as it lies would give 235
+    assert read[:, 28:].float().mean() > 252  # limited range without conversion would give 235
     assert read[:, :2].float().mean() < 3  # and 16
     assert abs(read[:, 18:22].float().mean() - 128) < 3
     error = (read.float() - frames.float()).abs()
-    assert error.mean() < 4  # every frame in its place: one off would give 9 and more
+    assert error.mean() < 4  # an offset of one frame would give 9 or more
     assert (read[0].float() - frames[1].float()).abs().mean() > 2 * error.mean()
 
 
 def test_a_turned_phone_video_comes_back_upright(tmp_path):
     frames = moving_square()
-    write_video(tmp_path / "clip.mp4", frames, degrees=90)  # to be shown turned counter-clockwise
+    write_video(tmp_path / "clip.mp4", frames, degrees=90)  # rotate counter-clockwise
     read = read_clip(tmp_path / "clip.mp4")
     assert read.shape == (6, 48, 32)
     assert (read.float() - frames.rot90(1, (1, 2)).float()).abs().mean() < 4
@@ -86,13 +86,13 @@ def test_a_length_that_no_memory_holds_is_damage(tmp_path, monkeypatch):
 
     (tmp_path / "clip.mp4").touch()
     monkeypatch.setattr(av, "open", out_of_memory)
-    with pytest.raises(InputError, match=r"clip\.mp4 cannot be read as a video \(a length in it is damaged\)"):
+    with pytest.raises(InputError, match=r"clip\.mp4 cannot be read as a video \(a length in the file is damaged\)"):
         read_clip(tmp_path / "clip.mp4")
 
 
 def test_a_gif_round_trip_is_exact(tmp_path, monkeypatch):
     frames = torch.randint(0, 256, (5, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    frames[1:, 10:] = frames[0, 10:]  # a part that stands still, which GIF stores once
+    frames[1:, 10:] = frames[0, 10:]  # a static part, which GIF stores once
     monkeypatch.chdir(tmp_path)
     write_gif("a:b.gif", frames, fps=20)  # looks like an address
     assert torch.equal(read_clip("a:b.gif"), frames)
@@ -163,7 +163,7 @@ def test_colour_and_16_bit_pictures_become_grey(tmp_path):
 
 
 def in_colour(T=6, H=33, W=47):
-    """Red, green and blue fade in from left to right, one frame red, the next green and so on."""
+    """Draw gradients from left to right: red in the first frame, green in the next, and so on."""
     frames = torch.zeros(T, 3, H, W, dtype=torch.uint8)
     for t in range(T):
         frames[t, t % 3] = torch.linspace(0, 255, W)
@@ -194,9 +194,9 @@ def test_an_mp4_round_trip_keeps_colours_and_order(tmp_path, monkeypatch, h264):
         assert container.streams.video[0].codec_context.name == ("h264" if h264 else "mpeg4")
         assert container.streams.video[0].average_rate == 12.5
     read = torch.stack(list(read_frames("a:b.mp4")))
-    assert read.shape == (6, 3, 34, 48)  # made even
+    assert read.shape == (6, 3, 34, 48)  # padded to even numbers
     assert (read[..., :33, :47].float() - frames.float()).abs().mean() < 4
-    assert (read[..., 33, :].float() - read[..., 32, :].float()).abs().mean() < 4  # by the last row and column
+    assert (read[..., 33, :].float() - read[..., 32, :].float()).abs().mean() < 4  # with the last row and column
     assert (read[..., 47].float() - read[..., 46].float()).abs().mean() < 4
     assert [path.name for path in tmp_path.iterdir()] == ["a:b.mp4"]
 
@@ -244,7 +244,7 @@ def test_refuses_what_is_no_clip(tmp_path):
     refused(tmp_path, "no PNG, JPG or WebP")
     for suffix in ("png", "jpg", "bmp"):
         Image.new("L", (8, 8)).save(tmp_path / f"one.{suffix}")
-        refused(tmp_path / f"one.{suffix}", "single picture", "folder")
+        refused(tmp_path / f"one.{suffix}", "single image", "folder")
     (tmp_path / "text.txt").write_text("hello\n" * 99)
     refused(tmp_path / "text.txt", "text file")
     for name, content in (("empty.mp4", b""), ("noise.mp4", bytes(range(256)) * 9)):
@@ -255,13 +255,13 @@ def test_refuses_what_is_no_clip(tmp_path):
 def test_refuses_a_truncated_gif_or_video(tmp_path):
     noise = torch.randint(0, 256, (9, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     write_gif(tmp_path / "clip.gif", noise)
-    (tmp_path / "clip.gif").write_bytes((tmp_path / "clip.gif").read_bytes()[:500])  # within the first frame's palette
+    (tmp_path / "clip.gif").write_bytes((tmp_path / "clip.gif").read_bytes()[:500])  # inside the first frame's palette
     refused(tmp_path / "clip.gif", "cannot be read as a video")
     write_video(tmp_path / "clip.avi", noise)
     content = (tmp_path / "clip.avi").read_bytes()
     (tmp_path / "clip.avi").write_bytes(content[: len(content) // 2])
-    refused(tmp_path / "clip.avi", "cut short")
-    write_video(tmp_path / "clip.mp4", noise)  # the table of frames lies at the end
+    refused(tmp_path / "clip.avi", "truncated")
+    write_video(tmp_path / "clip.mp4", noise)  # the table of frames is at the end
     content = (tmp_path / "clip.mp4").read_bytes()
     (tmp_path / "clip.mp4").write_bytes(content[: len(content) // 2])
     refused(tmp_path / "clip.mp4", "cannot be read as a video")

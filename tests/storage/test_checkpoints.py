@@ -12,7 +12,7 @@ class Evil:
         return os.mkdir, ("evil",)
 
 
-FULL = [OSError(28, "No space left on device"), RuntimeError("write failed")]  # torch says it in the second way
+FULL = [OSError(28, "No space left on device"), RuntimeError("write failed")]  # torch raises the second one
 
 
 @pytest.mark.parametrize("failure", FULL)
