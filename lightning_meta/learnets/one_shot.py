@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_meta.learnets.figures import answer_sheet, response_sheet
-from lightning_meta.learnets.layers import FactorisedConv2d, begin_as_filters, depthwise_conv2d, filter_variation
+from lightning_meta.learnets.layers import FactorisedConv2d, initialise_as_filters, depthwise_conv2d, filter_variation
 from lightning_meta.learnets.one_shot_data import Episodes
 from lightning_meta.nn.batch_norm import BatchNorm2d
 from lightning_meta.running.experiment import Experiment
@@ -107,7 +107,7 @@ class Learnet(nn.Module):
         )
         self.write_filters = nn.Conv2d(inner, math.prod(filter_shape), last)
         self.write_embedding = nn.Conv2d(inner, embedding, last) if embeds else None
-        begin_as_filters(self.write_filters, filter_shape[-1])
+        initialise_as_filters(self.write_filters, filter_shape[-1])
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """Filters (N, d, f, f) and embeddings (N, e) for exemplars (N, 1, P, P)."""

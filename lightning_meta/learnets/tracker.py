@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_meta.errors import InputError
-from lightning_meta.learnets.layers import FactorisedConv2d, begin_as_filters, depthwise_conv2d
+from lightning_meta.learnets.layers import FactorisedConv2d, initialise_as_filters, depthwise_conv2d
 from lightning_meta.nn.batch_norm import BatchNorm2d
 
 EXEMPLAR, SEARCH = 127, 255  # sides of the crops in pixels
@@ -105,7 +105,7 @@ class Learnet(nn.Module):
         self.filter_shape = filter_shape
         self.trunk = nn.Sequential(Pupil(network), BatchNorm2d(channels), nn.ReLU())
         self.write_filters = nn.Conv2d(channels, math.prod(filter_shape), 6)
-        begin_as_filters(self.write_filters, filter_shape[-1])
+        initialise_as_filters(self.write_filters, filter_shape[-1])
 
     def forward(self, z: Tensor) -> Tensor:
         """Filters (B, d, f, f) for exemplars (B, 3, 127, 127)."""

@@ -6,7 +6,7 @@ from torch import nn
 from lightning_meta.learnets.layers import (
     FactorisedConv2d,
     FactorisedLinear,
-    begin_as_filters,
+    initialise_as_filters,
     depthwise_conv2d,
     filter_variation,
 )
@@ -192,7 +192,7 @@ def test_how_much_is_predicted():
 def test_predicted_filters_begin_as_large_as_learned_ones(make, spread):
     torch.manual_seed(0)
     last = make()
-    begin_as_filters(last, 5, spread)
+    initialise_as_filters(last, 5, spread)
     features = torch.randn(30, 16, 4, 4)
     filters = last(features if isinstance(last, nn.Conv2d) else features.flatten(1)).flatten(1)
     assert last.bias.std().item() == pytest.approx(1 / 5, rel=0.05)
