@@ -160,8 +160,8 @@ def initialise_as_filters(last: nn.Conv2d | nn.Linear, kernel_size: int, spread:
     Args:
         last: The layer. All of its outputs are filters.
         kernel_size: f.
-        spread: Standard deviation of an exemplar's filters around the bias, relative to 1 / f, if the layer's input is
-            one everywhere.
+        spread: Standard deviation of an exemplar's filters around the bias, relative to 1 / f, for inputs of mean
+            square 1.
     """
     nn.init.normal_(last.bias, std=1 / kernel_size)  # type: ignore[arg-type]  # torch allows none, this has one
     nn.init.normal_(last.weight, std=spread / kernel_size / last.weight[0].numel() ** 0.5)

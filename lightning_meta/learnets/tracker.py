@@ -13,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_meta.errors import InputError
-from lightning_meta.learnets.layers import FactorisedConv2d, initialise_as_filters, depthwise_conv2d
+from lightning_meta.learnets.layers import FactorisedConv2d, depthwise_conv2d, initialise_as_filters
 from lightning_meta.nn.batch_norm import BatchNorm2d
 
-EXEMPLAR, SEARCH = 127, 255  # sides of the crops in pixels
+EXEMPLAR_SIZE, SEARCH_SIZE = 127, 255  # sides of the crops in pixels
 STRIDE = 8  # pixels of a crop from one place of the score map to the next
 UPSAMPLING = 16  # of the score map before its peak is sought
 MEAN, SPREAD = 0.45, 0.25  # about those of all pixels
 
-Variant = Literal["siamese", "unshared", "factorised", "learnet"]
+TrackerVariant = Literal["siamese", "unshared", "factorised", "learnet"]
 Network = Literal["A", "B", "C", "D"]
 
 
-class Sizes(NamedTuple):
+class NetworkSizes(NamedTuple):
     """Channels of the five convolutions, and the groups of the second, fourth and fifth."""
 
     channels: tuple[int, int, int, int, int]
@@ -33,14 +33,14 @@ class Sizes(NamedTuple):
 
 
 NETWORKS = {
-    "A": Sizes((96, 256, 384, 384, 256), groups=2),
-    "B": Sizes((48, 128, 96, 96, 64)),
-    "C": Sizes((48, 128, 48, 48, 32)),
-    "D": Sizes((24, 48, 24, 24, 16)),  # ours: learns something within minutes on a CPU
+    "A": NetworkSizes((96, 256, 384, 384, 256), groups=2),
+    "B": NetworkSizes((48, 128, 96, 96, 64)),
+    "C": NetworkSizes((48, 128, 48, 48, 32)),
+    "D": NetworkSizes((24, 48, 24, 24, 16)),  # ours: learns something within minutes on a CPU
 }
 
 
-class Search(NamedTuple):
+class SearchSettings(NamedTuple):
     """How a tracker looks for its object (values of the authors' later tracker, SiamFC)."""
 
     scales: int
@@ -50,14 +50,14 @@ class Search(NamedTuple):
     window: float  # weight of the cosine window
 
 
-SEARCHES = {
-    1: Search(1, 1.0, 1.0, 0.0, 0.176),
-    3: Search(3, 1.0375, 0.9745, 0.59, 0.176),
-    5: Search(5, 1.0255, 0.962, 0.34, 0.168),
+SEARCH_SETTINGS = {
+    1: SearchSettings(1, 1.0, 1.0, 0.0, 0.176),
+    3: SearchSettings(3, 1.0375, 0.9745, 0.59, 0.176),
+    5: SearchSettings(5, 1.0255, 0.962, 0.34, 0.168),
 }
 
 
-class Pupil(nn.Module):
+class TrackerPupil(nn.Module):
     """The network that embeds crops, phi: five convolutions without padding, (S, S) pixels to about (S / 8, S / 8).
 
     Args:
@@ -89,13 +89,13 @@ class Pupil(nn.Module):
         return self.rest(self.second(x.unflatten(0, (len(filters), -1)), filters).flatten(0, 1))
 
 
-class Learnet(nn.Module):
+class TrackerLearnet(nn.Module):
     """The network w that looks at an exemplar and writes filters.
 
     The paper does not say how the last map, 6x6, becomes one vector: here by a convolution over all of it.
 
     Args:
-        network: Sizes of its first five layers.
+        network: NetworkSizes of its first five layers.
         filter_shape: Of what it writes, (d, f, f).
     """
 
@@ -103,7 +103,7 @@ class Learnet(nn.Module):
         super().__init__()
         channels = NETWORKS[network].channels[-1]
         self.filter_shape = filter_shape
-        self.trunk = nn.Sequential(Pupil(network), BatchNorm2d(channels), nn.ReLU())
+        self.trunk = nn.Sequential(TrackerPupil(network), BatchNorm2d(channels), nn.ReLU())
         self.write_filters = nn.Conv2d(channels, math.prod(filter_shape), 6)
         initialise_as_filters(self.write_filters, filter_shape[-1])
 
@@ -125,19 +125,21 @@ class SiameseNetwork(nn.Module):
     Args:
         variant: ``siamese`` (one phi for both), ``unshared`` (two), ``factorised`` (two, with M' w M in second place)
             or ``learnet`` (one phi, whose second layer is predicted from the exemplar for both).
-        pupil: Sizes of phi.
-        learnet: Sizes of the learnet.
+        pupil: NetworkSizes of phi.
+        learnet: NetworkSizes of the learnet.
         gain: Fixed factor of the correlation (the authors' later tracker: 1e-3).
     """
 
-    def __init__(self, variant: Variant = "learnet", pupil: Network = "B", learnet: Network = "A", gain: float = 1e-3):
+    def __init__(
+        self, variant: TrackerVariant = "learnet", pupil: Network = "B", learnet: Network = "A", gain: float = 1e-3
+    ):
         super().__init__()
         factorised = variant in ("factorised", "learnet")
         self.gain = gain
-        self.pupil = Pupil(pupil, factorised)
-        self.exemplar_pupil = Pupil(pupil, factorised) if variant in ("unshared", "factorised") else self.pupil
+        self.pupil = TrackerPupil(pupil, factorised)
+        self.exemplar_pupil = TrackerPupil(pupil, factorised) if variant in ("unshared", "factorised") else self.pupil
         if variant == "learnet":
-            self.learnet = Learnet(learnet, self.pupil.second.filter_shape)
+            self.learnet = TrackerLearnet(learnet, self.pupil.second.filter_shape)
         if variant == "factorised":
             d, f, _ = self.pupil.second.filter_shape
             self.filters, self.exemplar_filters = (nn.Parameter(torch.randn(1, d, f, f) / f) for _ in range(2))
@@ -264,16 +266,16 @@ class LearnetTracker:
 
     Args:
         network: Trained; in evaluation mode.
-        scales: Sizes at which the object is sought in each frame: 1, 3 or 5 (paper).
+        scales: NetworkSizes at which the object is sought in each frame: 1, 3 or 5 (paper).
 
     Raises:
         InputError: For another number of scales.
     """
 
     def __init__(self, network: SiameseNetwork, scales: int = 3):
-        if scales not in SEARCHES:
-            raise InputError(f"scales is {scales}: choose {', '.join(map(str, SEARCHES))}")
-        self.network, self.search = network, SEARCHES[scales]
+        if scales not in SEARCH_SETTINGS:
+            raise InputError(f"scales is {scales}: choose {', '.join(map(str, SEARCH_SETTINGS))}")
+        self.network, self.search = network, SEARCH_SETTINGS[scales]
 
     @torch.no_grad()
     def start(self, frame: Tensor, box: Tensor) -> None:
@@ -287,15 +289,15 @@ class LearnetTracker:
         self.centre, self.box_size = [left + width / 2, top + height / 2], [width, height]
         self.scale = 1.0  # of the object, relative to this frame
         self.side = context_side(width, height)
-        self.target = self.network.describe(crops(self._ready(frame), self.centre, [self.side], EXEMPLAR))
+        self.target = self.network.describe(crops(self._ready(frame), self.centre, [self.side], EXEMPLAR_SIZE))
         self.window: Tensor | None = None
 
     @torch.no_grad()
     def track(self, frame: Tensor) -> Tensor:
         """The object's box (4,) in the next frame (3, H, W), uint8."""
         n, step, penalty, damping, weight = self.search
-        sides = [self.side * self.scale * SEARCH / EXEMPLAR * step ** (i - n // 2) for i in range(n)]
-        scores = self.network(self.target, crops(self._ready(frame), self.centre, sides, SEARCH))[0]
+        sides = [self.side * self.scale * SEARCH_SIZE / EXEMPLAR_SIZE * step ** (i - n // 2) for i in range(n)]
+        scores = self.network(self.target, crops(self._ready(frame), self.centre, sides, SEARCH_SIZE))[0]
         fine = upsample(scores)
         fine = fine - fine.amin()
         best = max(range(n), key=lambda i: fine[i].amax().item() * (penalty if i != n // 2 else 1))
@@ -307,7 +309,7 @@ class LearnetTracker:
         moved = peaks(((1 - weight) * fine + weight * self.window)[None])[0].tolist()
         limits = [float(length) for length in frame.shape[:0:-1]]  # the centre stays within the frame
         self.centre = [
-            min(max(c + d * sides[best] / SEARCH, 0.0), limit)
+            min(max(c + d * sides[best] / SEARCH_SIZE, 0.0), limit)
             for c, d, limit in zip(self.centre, moved, limits, strict=True)
         ]
         self.scale = min(max(self.scale * (1 + damping * (step ** (best - n // 2) - 1)), 0.2), 5.0)

@@ -26,7 +26,7 @@ from lightning_meta.learnets.tracker import (
     Network,
     SiameseNetwork,
     StillTracker,
-    Variant,
+    TrackerVariant,
     labels,
     logistic_loss,
     peaks,
@@ -55,8 +55,8 @@ class LearnetTracking(Experiment):
 
     Args:
         variant: ``siamese``, ``unshared``, ``factorised`` or ``learnet``; see ``SiameseNetwork``.
-        pupil: Sizes of the network that embeds, ``A``, ``B`` or ``C`` of the paper, or a small ``D``.
-        learnet: Sizes of the learnet, likewise.
+        pupil: NetworkSizes of the network that embeds, ``A``, ``B`` or ``C`` of the paper, or a small ``D``.
+        learnet: NetworkSizes of the learnet, likewise.
         gain: Fixed factor of the scores (the authors' later tracker: 1e-3).
         radius: Places of the score map that match, in pixels from the object's centre.
         balanced: Matching places and others count for a half each.
@@ -69,7 +69,7 @@ class LearnetTracking(Experiment):
 
     def __init__(
         self,
-        variant: Variant = "learnet",
+        variant: TrackerVariant = "learnet",
         pupil: Network = "B",
         learnet: Network = "A",
         gain: float = 1e-3,

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.command_options import Numbers
 from lightning_meta.errors import InputError
-from lightning_meta.learnets.tracker import EXEMPLAR, context_side, crops
+from lightning_meta.learnets.tracker import EXEMPLAR_SIZE, context_side, crops
 from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
 from lightning_meta.running.segments import Key, Segment
 from lightning_meta.seeding import generator, shuffled
@@ -120,7 +120,7 @@ class TripletSet(Dataset[tuple[list[Any], Segment]]):
         place = shuffled(index, len(self.videos), *self.key)
         video, frames = self._video(place)
         i = random.integers(len(frames))
-        exemplar = cut(video, frames[i], np.zeros(2), EXEMPLAR)
+        exemplar = cut(video, frames[i], np.zeros(2), EXEMPLAR_SIZE)
         positive = random.random() < self.positives
         if positive:
             j = random.integers(max(0, i - self.max_distance), min(len(frames), i + self.max_distance + 1))
@@ -146,7 +146,7 @@ def known(video: Track) -> Tensor:
 def cut(video: Track, t: int, offset: np.ndarray, size: int) -> np.ndarray:
     """A crop at the scale of exemplars, uint8 (3, size, size), with the object ``offset`` pixels from its centre."""
     left, top, width, height = video.boxes[t].tolist()
-    scale = context_side(width, height) / EXEMPLAR
+    scale = context_side(width, height) / EXEMPLAR_SIZE
     centre = [left + width / 2 - scale * offset[0], top + height / 2 - scale * offset[1]]
     return (crops(video.frame(t), centre, [scale * size], size)[0] * 255).round().to(torch.uint8).numpy()
 

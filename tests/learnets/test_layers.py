@@ -6,9 +6,9 @@ from torch import nn
 from lightning_meta.learnets.layers import (
     FactorisedConv2d,
     FactorisedLinear,
-    initialise_as_filters,
     depthwise_conv2d,
     filter_variation,
+    initialise_as_filters,
 )
 
 

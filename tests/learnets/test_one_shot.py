@@ -14,7 +14,7 @@ from lightning_meta.learnets.one_shot import (
     Similarity,
     _errors,
     episode_softmax,
-    nearest_pictures,
+    nearest_images,
     pair_logistic,
 )
 from lightning_meta.learnets.one_shot_data import Episodes, OneShotDataModule
@@ -333,15 +333,15 @@ def test_several_queries_of_a_class_are_counted_each():
 
 def test_the_nearest_picture_is_the_nearest_of_any_shot():
     exemplars, queries = randn(2, 3, 4, 1, 5, 5), randn(2, 6, 1, 5, 5)
-    scores = nearest_pictures(exemplars, queries)
+    scores = nearest_images(exemplars, queries)
     for e in range(2):
         for w in range(3):
             for x in range(6):
                 distances = [(exemplars[e, w, s] - queries[e, x]).square().sum().sqrt().item() for s in range(4)]
                 assert scores[e, w, x].item() == pytest.approx(-min(distances), rel=1e-5)
     same = queries[:, :3, None]
-    assert nearest_pictures(same, queries).argmax(1)[:, :3].tolist() == [[0, 1, 2]] * 2
-    assert nearest_pictures(same.bfloat16(), queries.bfloat16()).dtype == torch.float32
+    assert nearest_images(same, queries).argmax(1)[:, :3].tolist() == [[0, 1, 2]] * 2
+    assert nearest_images(same.bfloat16(), queries.bfloat16()).dtype == torch.float32
 
 
 class Oracle(nn.Module):

@@ -12,13 +12,13 @@ from lightning_meta.cli import main
 from lightning_meta.errors import InputError
 from lightning_meta.learnets.one_shot import OneShotRecognition
 from lightning_meta.learnets.one_shot_data import (
-    Characters,
+    CharacterGroups,
     EpisodeSet,
     OfficialRuns,
     OneShotDataModule,
-    by_number,
-    gather,
-    turned,
+    group_characters,
+    rotate,
+    vinyals_split,
 )
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.running.segments import Episode, Segment, SegmentSampler
@@ -115,7 +115,7 @@ def shape(ways, shots=1, queries=1):
 
 
 def episode_set(name="train", rotations=False, seed=0, layout=BACKGROUND, within_alphabet=True):
-    return EpisodeSet(name, gather(alphabets(layout), within_alphabet), rotations, seed)
+    return EpisodeSet(name, group_characters(alphabets(layout), within_alphabet), rotations, seed)
 
 
 def draw(episodes, indices, segment):
@@ -194,7 +194,7 @@ def test_quarter_turns_are_classes_of_their_own():
 def test_turning_is_by_each_class():
     pictures = torch.rand(3, 4, 2, 1, 5, 5, dtype=torch.float64)
     turns = torch.tensor([[0, 1, 2, 3], [3, 3, 0, 1], [2, 0, 0, 0]])
-    got = turned(pictures.clone(), turns)
+    got = rotate(pictures.clone(), turns)
     for e in range(3):
         for w in range(4):
             for s in range(2):
@@ -277,7 +277,7 @@ def test_no_pair_of_a_test_alphabet_is_ever_trained_on(within_alphabet, source):
 
 
 def test_characters_by_number_are_never_in_both(sets):
-    train, test = by_number(sets[0] | sets[1])
+    train, test = vinyals_split(sets[0] | sets[1])
     assert {name: alphabet.numbers for name, alphabet in train.items() if name not in BACKGROUND} == {
         "Angelic": [1196, 1197, 1198, 1199, 1200]
     }
@@ -299,7 +299,7 @@ def test_characters_by_number_are_never_in_both(sets):
 
 @pytest.mark.parametrize("source", ["auto", "stand-in"])
 def test_the_fonts_have_no_such_numbers(source):
-    with pytest.raises(InputError, match=r"Omniglot is not in nowhere/omniglot-py.* choose lake"):
+    with pytest.raises(InputError, match=r"Omniglot is not in nowhere/omniglot-py.* use data.split: lake"):
         data_of(root="nowhere", source=source, split="vinyals")
 
 
@@ -327,7 +327,7 @@ def test_only_what_is_missing_is_downloaded(monkeypatch):
 
 
 def test_alphabets_that_are_too_small_for_training_are_passed_over():
-    with pytest.warns(UserWarning, match="left out of those: Korean, Latin$"):
+    with pytest.warns(UserWarning, match="too few characters for some training episodes: Korean, Latin$"):
         batches = training(data_of(), 60, ways=[[0, 3], [30, 10]])
     assert {ALPHABET[n] for n in numbers_in(batches[:30])} == {"Greek", "Korean", "Latin"}
     assert {ALPHABET[n] for n in numbers_in(batches[30:])} == {"Greek"}
@@ -336,16 +336,16 @@ def test_alphabets_that_are_too_small_for_training_are_passed_over():
 @pytest.mark.parametrize(
     ("options", "schedule", "message"),
     [
-        ({}, {"ways": 13}, "no alphabet has 13 characters, the largest 12: choose fewer ways"),
-        ({}, {"ways": [[0, 5], [99, 13]]}, "no alphabet has 13 characters"),
-        ({"rotations": True}, {"ways": 49}, "no alphabet has 49 characters, the largest 48"),
-        ({"within_alphabet": False}, {"ways": 25}, "no alphabet has 25 characters, the largest 24"),
+        ({}, {"ways": 13}, "13 ways, but the largest alphabet has 12 characters: lower the ways"),
+        ({}, {"ways": [[0, 5], [99, 13]]}, "13 ways, but the largest"),
+        ({"rotations": True}, {"ways": 49}, "49 ways, but the largest alphabet has 48"),
+        ({"within_alphabet": False}, {"ways": 25}, "25 ways, but the largest alphabet has 24"),
         (
             {},
             {"ways": 4, "shots": 18, "queries": 3},
-            "18 shots and 3 queries of the 20 drawings of a",
+            r"shots \+ queries = 21, but each character has only 20 drawings",
         ),
-        ({}, {"unroll": 4}, "schedule.ways: say how many classes an episode has, e.g. --schedule.ways 5"),
+        ({}, {"unroll": 4}, "schedule.ways is not set: .* --schedule.ways 5"),
     ],
 )
 def test_training_episodes_that_cannot_be(options, schedule, message):
@@ -356,16 +356,16 @@ def test_training_episodes_that_cannot_be(options, schedule, message):
 
 
 def test_validation_that_cannot_be():
-    with pytest.raises(InputError, match="no alphabet has 7 characters, the largest 6: choose fewer ways"):
+    with pytest.raises(InputError, match="7 ways, but the largest alphabet has 6 characters"):
         data_of(ways=7)
-    with pytest.raises(InputError, match="20 shots and 1 queries of the 20 drawings"):
+    with pytest.raises(InputError, match=r"shots \+ queries = 21, but .* only 20 drawings"):
         data_of(shots=20)
 
 
 def test_a_test_alphabet_is_never_passed_over():
     tests = {"many": {"ways": 7}}
     data_of("fit", tests=tests)
-    with pytest.raises(InputError, match=r"^many: Tibetan has fewer than 7 characters among"):
+    with pytest.raises(InputError, match=r"^data.tests: many: 7 ways, but the test alphabet Tibetan has fewer"):
         data_of("test", tests=tests)
     data_of("test", tests={"many": {"ways": 7, "within_alphabet": False}})
     data_of("test", tests={"many": {"ways": 24, "rotations": True}})
@@ -374,8 +374,8 @@ def test_a_test_alphabet_is_never_passed_over():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"way": 5}, "data.tests: mine: no option way: there are ways, shots, within_alphabet, choose, "),
-        ({"ways": 5, "shots": 5}, "data.tests: mine: one exemplar chooses its candidate: shots 1, or choose: class"),
+        ({"way": 5}, "data.tests: mine: unknown option way; use ways, shots, within_alphabet, choose, "),
+        ({"ways": 5, "shots": 5}, "data.tests: mine: choose: candidate needs shots: 1; use choose: class"),
     ],
 )
 def test_cases_that_cannot_be(options, message):
@@ -443,21 +443,21 @@ def test_the_official_runs_are_a_case_where_omniglot_is(monkeypatch):
     assert lakes[0].choose == "class"
     for batch in lakes:
         check(batch)
-    with pytest.warns(UserWarning, match="Lake's: left out, it is made of Omniglot, which is not there"):
+    with pytest.warns(UserWarning, match="test case Lake's is skipped: official_runs needs Omniglot"):
         data = data_of("test", source="stand-in", **options)
     assert list(data.cases) == ["4-way 1-shot within an alphabet"]
     assert len(data.test_dataloader()) == 1
 
 
 def test_characters_are_gathered_in_order(sets):
-    images, drawings, groups = gather(sets[0], within_alphabet=True)
-    assert isinstance(gather(sets[0], True), Characters)
+    images, drawings, groups = group_characters(sets[0], within_alphabet=True)
+    assert isinstance(group_characters(sets[0], True), CharacterGroups)
     assert (images.shape, drawings) == ((600, 28, 28), 20)
     numbers, which, _ = read(images / 255)
     assert numbers.tolist() == [n for n in range(1, 31) for _ in range(20)]
     assert which.tolist() == list(range(20)) * 30
     assert {name: (group[0] + 1, len(group)) for name, group in groups.items()} == BACKGROUND
-    (everything,) = gather(sets[0], within_alphabet=False).groups.values()
+    (everything,) = group_characters(sets[0], within_alphabet=False).groups.values()
     assert everything.tolist() == list(range(30))
 
 
@@ -592,7 +592,7 @@ def test_the_real_omniglot_and_its_runs(real_data, monkeypatch):
         for name, part in data.alphabets.items()
     }
     assert counts == {"train": (25, 792), "val": (5, 172), "test": (20, 659), "predict": (20, 659)}
-    by = by_number(data.alphabets["train"] | data.alphabets["val"] | data.alphabets["test"])
+    by = vinyals_split(data.alphabets["train"] | data.alphabets["val"] | data.alphabets["test"])
     assert [sum(len(alphabet.numbers) for alphabet in part.values()) for part in by] == [1200, 423]
     random, official = (pictured(data, loader) for loader in data.test_dataloader())
     assert [sum(len(batch.labels) for batch in batches) for batches in (random, official)] == [250, 20]

@@ -9,7 +9,7 @@ from PIL import Image
 from lightning_meta.cli import main
 from lightning_meta.drawing.files import write_mp4
 from lightning_meta.errors import InputError
-from lightning_meta.learnets.tracker import EXEMPLAR
+from lightning_meta.learnets.tracker import EXEMPLAR_SIZE
 from lightning_meta.learnets.tracking import LearnetTracking
 from lightning_meta.learnets.tracking_data import (
     Film,
@@ -51,7 +51,7 @@ def middle(picture: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_object_lies_in_the_middle_of_an_exemplar_and_at_the_offset_of_a_search():
-    exemplar = torch.from_numpy(cut(red_square(), 3, np.zeros(2), EXEMPLAR))
+    exemplar = torch.from_numpy(cut(red_square(), 3, np.zeros(2), EXEMPLAR_SIZE))
     assert exemplar.shape == (3, 127, 127)
     assert middle(exemplar).abs().max() < 0.6
     red = exemplar[0] > exemplar[1] + 50
