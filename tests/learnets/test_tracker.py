@@ -221,5 +221,5 @@ def test_the_context_is_about_twice_a_square_box():
 
 
 def test_an_unknown_number_of_scales_is_refused():
-    with pytest.raises(InputError, match="choose 1, 3, 5"):
+    with pytest.raises(InputError, match="scales is 2: use 1, 3, 5"):
         LearnetTracker(network(), 2)
