@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_meta.errors import InputError
 from lightning_meta.sources import image_files, tracks
 from lightning_meta.sources.tracks import (
     got10k,
@@ -17,6 +16,7 @@ from lightning_meta.sources.tracks import (
     sequences,
     upright,
 )
+from tests.conftest import refused
 
 
 def frames(folder, count, first=1, digits=8, suffix="jpg", size=(40, 30)):
@@ -24,15 +24,6 @@ def frames(folder, count, first=1, digits=8, suffix="jpg", size=(40, 30)):
     folder.mkdir(parents=True, exist_ok=True)
     for t in range(count):
         Image.new("RGB", size, (10 * t,) * 3).save(folder / f"{t + first:0{digits}}.{suffix}", "JPEG")
-
-
-def refused(read, *words):
-    with pytest.raises(InputError) as caught:
-        read()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
 
 
 def is_frame(frame, t, shape=(3, 30, 40)):
