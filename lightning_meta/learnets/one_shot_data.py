@@ -121,7 +121,7 @@ class EpisodeSet(Dataset):
 class OfficialRuns(EpisodeSet):
     """The twenty runs of Lake et al. (2015): 20 characters of one alphabet, with one exemplar and one query each."""
 
-    def __init__(self, name: str, runs: Sequence[characters.Run]):
+    def __init__(self, name: str, runs: Sequence[characters.OneShotRun]):
         self.name, self.turns, self.answers = name, 1, [run.answers.numpy() for run in runs]
         images = torch.cat([torch.cat([run.training, run.test]) for run in runs])
         self.characters = CharacterGroups(images, 1, {})

@@ -118,7 +118,7 @@ def test_names_what_is_missing(root):
     refused(lambda: omniglot(root / "none", True), "images_evaluation.zip is missing")
     assert not has_omniglot(root / "none")
     (place / "images_background").mkdir()
-    refused(lambda: omniglot(root, False), place / "images_background", "holds no pictures")
+    refused(lambda: omniglot(root, False), place / "images_background", "holds no images")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -199,7 +199,7 @@ def test_refuses_incomplete_runs(runs):
     labels = (run / "class_labels.txt").read_text()
     for wrong in (labels.replace("run07/test/item03", "run07/test/item33"), labels.replace("class20", "class21"), "\0"):
         (run / "class_labels.txt").write_text(wrong)
-        refused(lambda: one_shot_runs(runs), run / "class_labels.txt", "names no training picture")
+        refused(lambda: one_shot_runs(runs), run / "class_labels.txt", "names no training image")
     (run / "class_labels.txt").unlink()
     refused(lambda: one_shot_runs(runs), "no run07/class_labels.txt")
     (run / "test" / "item20.png").unlink()
@@ -310,7 +310,7 @@ def test_refuses_what_is_no_alphabet(own):
     (own / "empty").rmdir()
 
     shutil.copy(marks / "examples/k1.png", marks / "examples/k1.jpg")
-    check(marks / "examples/k1", "another picture of the class k1")
+    check(marks / "examples/k1", "another image of the class k1")
     (marks / "examples/k1.jpg").unlink()
     Image.new("L", (40, 40), 200).save(marks / "queries/blank.png")
     check(marks / "queries/blank.png", "blank")
