@@ -382,7 +382,12 @@ class OneShotRecognition(Experiment):
 
 
 def nearest_images(exemplars: Tensor, queries: Tensor) -> Tensor:
-    """Score by nearest neighbours in pixels: minus the distance to a class's nearest exemplar, (E, W, X)."""
+    """Score by nearest neighbours in pixels: minus the distance to a class's nearest exemplar, (E, W, X).
+
+    >>> import torch
+    >>> nearest_images(torch.zeros(1, 2, 1, 1, 4, 4), torch.ones(1, 1, 1, 4, 4)).tolist()
+    [[[-4.0], [-4.0]]]
+    """
     E, W, S = exemplars.shape[:3]
     distances = torch.cdist(exemplars.reshape(E, W * S, -1).float(), queries.flatten(2).float())
     return -distances.unflatten(1, (W, S)).amin(2)

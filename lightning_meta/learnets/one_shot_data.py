@@ -204,6 +204,9 @@ class OneShotDataModule(MetaDataModule):
     Raises:
         InputError: If files are missing or damaged, an alphabet has fewer characters than a test episode has ways, or a
             test case has an unknown option.
+
+    >>> list(OneShotDataModule(tests={"5-way": {"ways": 5}}).cases)
+    ['20-way 1-shot within an alphabet', '5-way']
     """
 
     def __init__(

@@ -140,6 +140,12 @@ def supervised(tracker: Tracker, track: Track) -> SupervisedRun:
     computed with it.
 
     Differs from the toolkit: overlaps are computed from areas; the toolkit counts pixels of rounded regions.
+
+    >>> from lightning_meta.learnets.tracker import StillTracker
+    >>> from lightning_meta.sources.tracks import moving_objects
+    >>> run = supervised(StillTracker(), moving_objects(0, seed=0, frames=20, size=64))
+    >>> run.boxes.shape, run.starts, run.failures
+    (torch.Size([20, 4]), [0], [])
     """
     known = ~track.boxes.isnan().any(-1)
     outcomes = torch.full((len(track),), SKIPPED)

@@ -236,12 +236,22 @@ def logistic_loss(scores: Tensor, labels: Tensor, balanced: bool = False) -> Ten
 
 
 def upsample(scores: Tensor) -> Tensor:
-    """Enlarge score maps (B, K, K) to (B, 16 K, 16 K), bicubically."""
+    """Enlarge score maps (B, K, K) to (B, 16 K, 16 K), bicubically.
+
+    >>> import torch
+    >>> upsample(torch.zeros(1, 17, 17)).shape
+    torch.Size([1, 272, 272])
+    """
     return F.interpolate(scores[:, None], scale_factor=UPSAMPLING, mode="bicubic")[:, 0]
 
 
 def peaks(fine: Tensor) -> Tensor:
-    """Return where upsampled maps (B, L, L) have their maxima: (B, 2), x and y in pixels from the crop's centre."""
+    """Return where upsampled maps (B, L, L) have their maxima: (B, 2), x and y in pixels from the crop's centre.
+
+    >>> import torch
+    >>> peaks(torch.eye(4)[None])
+    tensor([[-0.7500, -0.7500]])
+    """
     L = fine.shape[-1]
     best = fine.flatten(1).argmax(1)
     return (torch.stack([best % L, best // L], 1) - (L - 1) / 2) * (STRIDE / UPSAMPLING)
@@ -299,6 +309,13 @@ class LearnetTracker:
 
     Raises:
         InputError: If ``scales`` is another number.
+
+    >>> import torch
+    >>> tracker = LearnetTracker(SiameseNetwork("siamese", pupil="D").eval(), scales=1)
+    >>> frame = torch.zeros(3, 120, 160, dtype=torch.uint8)
+    >>> tracker.start(frame, torch.tensor([60.0, 40, 40, 40]))
+    >>> tracker.track(frame).shape
+    torch.Size([4])
     """
 
     def __init__(self, network: SiameseNetwork, scales: int = 3):
