@@ -145,7 +145,7 @@ def supervised(tracker: Tracker, track: Track) -> SupervisedRun:
     >>> from lightning_meta.sources.tracks import moving_objects
     >>> run = supervised(StillTracker(), moving_objects(0, seed=0, frames=20, size=64))
     >>> run.boxes.shape, run.starts, run.failures
-    (torch.Size([20, 4]), [0], [])
+    (torch.Size([20, 4]), [0, 17], [12])
     """
     known = ~track.boxes.isnan().any(-1)
     outcomes = torch.full((len(track),), SKIPPED)
