@@ -5,7 +5,7 @@ whole image. Unknown ground truth is NaN.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -19,7 +19,6 @@ from lightning_meta.storage.atomic import whole
 
 SKIP = 5  # frames from a failure to the next start
 BURN_IN = 10  # frames that the accuracy ignores after a start, the start included: they are too easy
-SENSITIVITY = 30  # S of the AR plot of VOT 2015
 
 SKIPPED, START, FAILURE, TRACKED = range(4)  # outcome of a frame; the VOT toolkit uses the first three codes
 
@@ -61,18 +60,12 @@ class SupervisedRun(NamedTuple):
             counted[start : start + BURN_IN] = False
         return self.overlaps[counted].nanmean().item()
 
-    @property
-    def robustness(self) -> int:
-        """Number of failures."""
-        return len(self.failures)
-
 
 class VotSummary(NamedTuple):
     """VOT's measures of a data set."""
 
     accuracy: float
     failures: int
-    reliability: float
 
 
 def overlap(boxes: Tensor, truth: Tensor, bounds: tuple[int, int] | None = None) -> Tensor:
@@ -170,48 +163,14 @@ def supervised(tracker: Tracker, track: Track) -> SupervisedRun:
 
 
 def vot_summary(runs: Sequence[SupervisedRun]) -> VotSummary:
-    """Return the mean accuracy, weighted by sequence length, the number of failures, and the reliability.
+    """Return the mean accuracy, weighted by sequence length, and the total number of failures.
 
-    Reliability, an axis of the AR plot, is exp(-S F / N): the probability of S = ``SENSITIVITY`` frames without failure
-    if F failures occur in N frames.
-
-    Differs from the toolkit: the mean ignores a sequence without an accuracy, which the toolkit counts as 0. For F / N
-    the Python toolkit divides the mean number of failures, weighted by sequence length, by the mean sequence length.
+    Differs from the toolkit: the mean ignores a sequence without an accuracy, which the toolkit counts as 0.
     """
-    frames = sum(len(run.outcomes) for run in runs)
-    failures = sum(run.robustness for run in runs)
     accuracies = [(run.accuracy, len(run.outcomes)) for run in runs if not math.isnan(run.accuracy)]
     weight = sum(length for _, length in accuracies)
     accuracy = sum(value * length for value, length in accuracies) / weight if weight else math.nan
-    return VotSummary(accuracy, failures, math.exp(-SENSITIVITY * failures / frames))
-
-
-def expected_average_overlap(runs: Sequence[SupervisedRun], low: int = 108, high: int = 371) -> float:
-    """Return VOT's expected average overlap (EAO): the mean overlap of a tracker that is never restarted.
-
-    Each start begins a stretch of overlaps, of the frames with known ground truth. A stretch that ends in a failure is
-    padded with zeros to any length; one that ends with its sequence is not. The expected overlap at length n is the
-    mean over all stretches of at least n frames of the mean of their first n overlaps. EAO is its mean over n = low,
-    ..., high. As in the toolkit, n does not count the start and does not exceed the longest stretch.
-
-    Args:
-        runs: One for each sequence.
-        low: Shortest length in frames; 108 in VOT 2015.
-        high: Longest length in frames; 371 in VOT 2015.
-
-    Returns:
-        0 to 1; NaN if all stretches are shorter than ``low``.
-    """
-    stretches = [stretch for run in runs for stretch in _stretches(run)]
-    longest = max((len(overlaps) for overlaps, _ in stretches), default=0)
-    lengths = torch.arange(1, longest + 1)
-    table = torch.zeros(len(stretches), longest)
-    counted = torch.zeros(len(stretches), longest, dtype=torch.bool)
-    for i, (overlaps, failed) in enumerate(stretches):
-        table[i, : len(overlaps)] = overlaps
-        counted[i] = (lengths <= len(overlaps)) | failed
-    curve = (table.cumsum(1) / lengths * counted).sum(0) / counted.sum(0)
-    return curve[low - 1 : high].mean().item()
+    return VotSummary(accuracy, sum(len(run.failures) for run in runs))
 
 
 def write_vot(path: str | Path, run: SupervisedRun) -> None:
@@ -305,12 +264,3 @@ def _span(boxes: Tensor, bounds: tuple[int, int] | None) -> tuple[Tensor, Tensor
 
 def _rectangle(left: float, top: float, right: float, bottom: float) -> np.ndarray:
     return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
-
-
-def _stretches(run: SupervisedRun) -> Iterator[tuple[Tensor, bool]]:
-    """Yield the known overlaps after each start, and whether they end in a failure."""
-    failures = run.failures
-    for i, start in enumerate(run.starts):
-        failed = i < len(failures)
-        overlaps = run.overlaps[start + 1 : failures[i] if failed else None]
-        yield overlaps[~overlaps.isnan()], failed

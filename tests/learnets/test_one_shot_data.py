@@ -419,7 +419,9 @@ def runs():
     for run in range(3):
         answers, numbers = torch.randperm(5, generator=random), range(1196 + run, 1201 + run)
         training = torch.stack([picture(number, run) for number in numbers])
-        made.append(omniglot.OneShotRun(training, torch.stack([picture(numbers[a], run + 10) for a in answers]), answers))
+        made.append(
+            omniglot.OneShotRun(training, torch.stack([picture(numbers[a], run + 10) for a in answers]), answers)
+        )
     return made
 
 

@@ -16,7 +16,6 @@ from lightning_meta.learnets.protocols import (
     TRACKED,
     SupervisedRun,
     centre_distance,
-    expected_average_overlap,
     one_pass,
     overlap,
     polygon_overlap,
@@ -191,7 +190,7 @@ def test_a_failure_is_followed_by_a_start_five_frames_later():
     tracker = lost_at(7)
     run = supervised(tracker, still(20))
     assert run.outcomes.tolist() == [START] + [TRACKED] * 6 + [FAILURE] + [SKIPPED] * 4 + [START] + [TRACKED] * 7
-    assert (run.starts, run.failures, run.robustness) == ([0, 12], [7], 1)
+    assert (run.starts, run.failures) == ([0, 12], [7])
     assert tracker.starts == {0: BOX, 12: BOX}
     assert tracker.seen == [*range(1, 8), *range(13, 20)]
     assert run.boxes[[0, 5, 7, 12]].tolist() == [BOX, BOX, AWAY, BOX]
@@ -271,34 +270,7 @@ def test_summary_of_a_data_set():
     summary = vot_summary([good, poor, lost])
     assert summary.accuracy == pytest.approx((40 * 1 + 20 / 3) / 60)
     assert summary.failures == 4
-    assert summary.reliability == pytest.approx(math.exp(-30 * 4 / 75))
     assert math.isnan(vot_summary([lost]).accuracy)
-
-
-def test_expected_average_overlap_of_three_stretches():
-    script = {1: HALF, 2: HALF, 3: AWAY, 9: HALF}
-    track = still(12)
-    # after frame 0: 1/3, 1/3, then a failure, so 0 for ever; after frame 8: 1/3, 1, 1, then the end
-    runs = [supervised(Scripted(script), track), supervised(Scripted(usual=HALF), still(5))]  # 1/3 four times
-    curve = [
-        (1 / 3 + 1 / 3 + 1 / 3) / 3,
-        (1 / 3 + 2 / 3 + 1 / 3) / 3,
-        (2 / 9 + 7 / 9 + 1 / 3) / 3,
-        (2 / 12 + 1 / 3) / 2,  # the second stretch says nothing of four frames
-    ]
-    for n, value in enumerate(curve, start=1):
-        assert expected_average_overlap(runs, n, n) == pytest.approx(value)
-    assert expected_average_overlap(runs, 2, 3) == pytest.approx((curve[1] + curve[2]) / 2)
-    assert expected_average_overlap(runs, 4, 9) == pytest.approx(curve[3])  # no stretch is longer
-    assert math.isnan(expected_average_overlap(runs, 5, 9))
-    assert math.isnan(expected_average_overlap(runs))
-    assert math.isnan(expected_average_overlap([supervised(Scripted(), still(3, unknown=range(3)))], 1))
-
-
-def test_frames_without_truth_do_not_shorten_the_expected_overlap():
-    run = supervised(Scripted({1: HALF, 2: AWAY, 3: HALF}), still(6, unknown=[2]))
-    assert expected_average_overlap([run], 2, 2) == pytest.approx(1 / 3)
-    assert expected_average_overlap([run], 4, 4) == pytest.approx((1 / 3 + 1 / 3 + 1 + 1) / 4)
 
 
 def test_the_file_for_the_toolkit(tmp_path):
