@@ -40,7 +40,7 @@ ALPHABET = {
 
 
 def picture(number, drawing):
-    """A character that says in three squares, one in another, which it is; its upper left corner is white."""
+    """A character that encodes its number and drawing in the grey of squares; its upper left corner is white."""
     image = torch.full((28, 28), number % 200, dtype=torch.uint8)
     image[8:20, 8:20] = number // 200
     image[12:16, 12:16] = drawing
@@ -49,7 +49,7 @@ def picture(number, drawing):
 
 
 def read(pictures):
-    """Number, drawing and quarter turns of pictures (..., 28, 28), ink 1."""
+    """Decode number, drawing and quarter turns of images (..., 28, 28), ink 1."""
     levels = (255 * pictures).round().int()
     numbers = levels[..., 4, 4] + 200 * levels[..., 9, 9]
     corners = torch.stack([levels[..., i, j] for i, j in ((0, 0), (-1, 0), (-1, -1), (0, -1))], -1)
@@ -72,7 +72,7 @@ def sets():
 
 @pytest.fixture(autouse=True)
 def sources(monkeypatch, sets):
-    """Stands for Omniglot, which is in the folder ``omniglot``, and for the fonts."""
+    """Replace Omniglot, in the folder ``omniglot``, and the fonts by small alphabets."""
 
     def fail(*_):
         raise AssertionError("a test wants to download")
@@ -123,7 +123,7 @@ def draw(episodes, indices, segment):
 
 
 def check(episodes, within_alphabet=True):
-    """Classes are different characters of one alphabet, labels are right, no drawing is shown twice."""
+    """Classes are different characters of one alphabet, labels are right, and no drawing occurs twice."""
     numbers, drawings, turns = read(episodes.exemplars[:, :, :, 0])
     query_numbers, query_drawings, query_turns = read(episodes.queries[:, :, 0])
     for e, labels in enumerate(episodes.labels):
@@ -180,7 +180,7 @@ def test_all_characters_and_drawings_are_drawn():
 
 
 def test_quarter_turns_are_classes_of_their_own():
-    """Korean has 3 characters: with their turns it fills 12 ways, and no other alphabet fills 40."""
+    """Korean has 3 characters, so 12 classes with rotations; no alphabet has 40."""
     korean = {"Korean": BACKGROUND["Korean"]}
     episodes = draw(episode_set(rotations=True, layout=korean), range(20), shape(12))
     check(episodes)
@@ -251,7 +251,7 @@ def test_processes_draw_different_episodes_that_are_those_of_a_larger_batch():
 
 
 def numbers_in(batches):
-    """Which characters batches show."""
+    """The numbers of the characters in batches."""
     shown = [read(part)[0].flatten() for batch in batches for part in (batch.exemplars, batch.queries)]
     return set(torch.cat(shown).tolist())
 
@@ -272,7 +272,7 @@ def test_no_pair_of_a_test_alphabet_is_ever_trained_on(within_alphabet, source):
     assert numbers_in(pictured(data, cases)) == TEST
     assert numbers_in(pictured(data, data.val_dataloader())) == VAL
     assert numbers_in(pictured(data, data.predict_dataloader())) <= TEST
-    # what was not drawn could not have been: it is not in the set
+    # characters that were not sampled are not in the set
     assert set(read(data.sets["train"].characters.images / 255)[0].tolist()) == TRAIN
 
 
@@ -414,7 +414,7 @@ def test_several_shots_are_for_queries_that_choose():
 
 
 def runs():
-    """Three, of five characters; the drawing is the run's number, the queries' ten more."""
+    """Three runs of five characters. Drawing r is the exemplar in run r, drawing r + 10 the query."""
     made, random = [], torch.Generator().manual_seed(0)
     for run in range(3):
         answers, numbers = torch.randperm(5, generator=random), range(1196 + run, 1201 + run)
@@ -488,7 +488,7 @@ def test_training_pictures_are_augmented_alike_at_the_same_step():
 
 
 def test_no_two_drawings_are_augmented_alike():
-    """But for those that are left as they are."""
+    """About half of the images stay unchanged."""
     data = data_of(augment=10.0)
     episodes = augmented(data)
     alike = picture(1000, 5).expand_as(episodes.exemplars) / 255
@@ -523,7 +523,7 @@ def paint(path, column, dark=True):
 
 @pytest.fixture
 def own(tmp_path):
-    """Two alphabets of strokes that differ in their place; a query is at the place of its class."""
+    """Two alphabets of strokes at different positions; a query has the position of its class."""
     for name, columns in (("strokes", (5, 20, 35)), ("two", (10, 30))):
         for column in columns:
             paint(tmp_path / "own" / name / "examples" / f"at {column}.png", column)
@@ -601,7 +601,7 @@ def test_the_real_omniglot_and_its_runs(real_data, monkeypatch):
     for batch in official:
         assert batch.exemplars.shape[1:] == (20, 1, 1, 28, 28)
         assert (batch.labels.sort(1).values == torch.arange(20)).all()
-    # each picture of a run is a drawing of one test alphabet: there its exemplar and its query are of one character
+    # each image of a run is a drawing of a test alphabet, where exemplar and query are of the same character
     place = {
         image.numpy().tobytes(): (name, k)
         for name, (images, _) in data.alphabets["test"].items()

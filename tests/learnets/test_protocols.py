@@ -34,7 +34,7 @@ UNKNOWN = [nan] * 4
 
 
 class Scripted:
-    """Answers ``script[t]`` on frame t, else ``usual``; remembers where it was started and what it was shown."""
+    """Predicts ``script[t]`` on frame t, else ``usual``; records its starts and the frames it has seen."""
 
     def __init__(self, script=None, usual=BOX):
         self.script, self.usual = script or {}, usual
@@ -49,7 +49,7 @@ class Scripted:
 
 
 def still(frames, unknown=(), corners=None, box=BOX):
-    """A track whose object rests; frames hold their own number."""
+    """A track whose object does not move; frame t has the value t."""
     boxes = torch.tensor([box] * frames)
     boxes[list(unknown)] = nan
     return Track("still", boxes, lambda t: torch.full((3, 60, 80), t, dtype=torch.uint8), corners)
@@ -116,16 +116,16 @@ def test_overlap_takes_any_batch_and_keeps_unknown_truth_unknown():
 def test_overlap_with_a_rotated_square():
     box = torch.tensor([0.0, 0, 10, 10])
     side = 10 * math.sqrt(2)
-    inscribed = rotated((5, 5), side / 2, side / 2, math.pi / 4)  # a diamond on the middles of the box's sides
+    inscribed = rotated((5, 5), side / 2, side / 2, math.pi / 4)  # its corners are the midpoints of the box's sides
     assert polygon_overlap(box, inscribed) == pytest.approx(1 / 2, abs=1e-12)
-    around = rotated((5, 5), side, side, math.pi / 4)  # the box stands on the middles of its sides
+    around = rotated((5, 5), side, side, math.pi / 4)  # the box's corners are the midpoints of its sides
     assert polygon_overlap(box, around) == pytest.approx(1 / 2, abs=1e-12)
     at_corner = rotated((0, 0), side / 2, side / 2, math.pi / 4)  # a quarter, 12.5, of its 50 is in the box
     assert polygon_overlap(box, at_corner) == pytest.approx(12.5 / (100 + 50 - 12.5), abs=1e-12)
     assert polygon_overlap(box, at_corner, (20, 20)) == pytest.approx(12.5 / 100, abs=1e-12)
-    octagon = rotated((5, 5), 10, 10, math.pi / 4)  # both squares of one size: a regular octagon
+    octagon = rotated((5, 5), 10, 10, math.pi / 4)  # two squares of the same size: a regular octagon
     assert polygon_overlap(box, octagon) == pytest.approx(1 / math.sqrt(2), abs=1e-6)  # OpenCV: float32
-    beside = rotated((14, 14), side / 2, side / 2, math.pi / 4)  # the hulls overlap, they do not
+    beside = rotated((14, 14), side / 2, side / 2, math.pi / 4)  # only the bounding boxes overlap
     assert polygon_overlap(box, beside) == 0
 
 
@@ -251,7 +251,7 @@ def test_rotated_truth_is_what_counts_where_there_is_one():
     run = supervised(Scripted({14: [10.0, 10, 2, 2]}), track)  # in a corner of BOX, beside the diamond
     assert run.failures == [14]
     assert run.accuracy == pytest.approx(1 / 2)
-    track.boxes[14], track.corners[14] = nan, 0  # four equal corners are no ground truth
+    track.boxes[14], track.corners[14] = nan, 0  # four equal corners are an unknown truth
     run = supervised(Scripted(), track)
     assert (run.failures, run.overlaps[14].isnan().item()) == ([], True)
 

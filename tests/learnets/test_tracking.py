@@ -44,7 +44,7 @@ def red_square(name: str = "red", frames: int = 60, colour: int = 0) -> Track:
 
 
 def middle(picture: torch.Tensor) -> torch.Tensor:
-    """Centre of what is red, (x, y), in pixels from the picture's centre."""
+    """Centre of the red pixels, (x, y), in pixels from the image's centre."""
     y, x = (picture[0].float() > picture[1].float() + 0.2 * picture.float().max()).nonzero().float().mean(0)
     return torch.stack([x, y]) - (picture.shape[-1] - 1) / 2
 
@@ -54,7 +54,7 @@ def test_the_object_lies_in_the_middle_of_an_exemplar_and_at_the_offset_of_a_sea
     assert exemplar.shape == (3, 127, 127)
     assert middle(exemplar).abs().max() < 0.6
     red = exemplar[0] > exemplar[1] + 50
-    assert red.any(0).sum() == pytest.approx(127 / 2, abs=1.5)  # its context is twice its size
+    assert red.any(0).sum() == pytest.approx(127 / 2, abs=1.5)  # an exemplar's side is twice the object's
     search = torch.from_numpy(object_crop(red_square(), 3, np.array([30.0, -12.0]), 255))
     torch.testing.assert_close(middle(search), torch.tensor([30.0, -12.0]), atol=0.6, rtol=0)
 
@@ -114,7 +114,7 @@ def test_changes_move_the_object_by_what_the_offset_says():
     assert ready.changes is None
     assert not torch.equal(ready.offset, batch.offset)
     for search, offset, change in zip(ready.searches, ready.offset, batch.changes[:, 1], strict=True):
-        if change[6] > 0.3:  # still red enough to be found
+        if change[6] > 0.3:  # otherwise it is not red enough to find
             torch.testing.assert_close(middle(search), offset, atol=1.0, rtol=0)
 
 
@@ -196,7 +196,7 @@ def test_test_writes_vot_results_and_measures(tmp_path):
     further = {measure["measure"]: measure for measure in record["further"]}
     assert {"VOT accuracy", "VOT failures", "OTB success", "OTB precision"} <= further.keys()
     still = next(iter(record["baselines"]))
-    overlaps = [max(20 - t, 0) / (20 + min(t, 20)) for t in range(1, 14)]  # of two squares that part
+    overlaps = [max(20 - t, 0) / (20 + min(t, 20)) for t in range(1, 14)]  # of two squares that move apart
     assert further["VOT accuracy"]["baselines"][still] == pytest.approx(np.mean(overlaps[9:]), abs=1e-5)
     assert further["OTB precision"]["baselines"][still] == 1
     expected = np.mean([np.mean([o > threshold / 20 for o in overlaps]) for threshold in range(21)])
