@@ -1,7 +1,7 @@
 """One-shot recognition of characters (Bertinetto et al. 2016, sections 2 and 4.1).
 
-Shapes: E episodes of W ways and S shots, so Z = W * S exemplars, and X queries; pictures of P x P pixels, ink 1;
-embeddings of e numbers.
+Shapes: E episodes of W ways and S shots, so Z = W * S exemplars, and X queries; images of P x P pixels with ink 1 and
+paper 0; embeddings of e numbers; N images of any kind.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_meta.learnets.figures import answer_sheet, response_sheet
-from lightning_meta.learnets.layers import FactorisedConv2d, begin_as_filters, depthwise_conv2d, filter_variation
+from lightning_meta.learnets.layers import FactorisedConv2d, depthwise_conv2d, filter_variation, initialise_as_filters
 from lightning_meta.learnets.one_shot_data import Episodes
 from lightning_meta.nn.batch_norm import BatchNorm2d
 from lightning_meta.running.experiment import Experiment
@@ -20,16 +20,16 @@ from lightning_meta.running.learning_rates import by_step, cosine, exponential
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean, Values
 
-Variant = Literal["siamese", "unshared", "factorised", "siamese_learnet", "learnet", "prototypical"]
+OneShotVariant = Literal["siamese", "unshared", "factorised", "siamese_learnet", "learnet", "prototypical"]
 Metric = Literal["inner_product", "euclidean", "weighted_l1", "squared_euclidean"]
 
 
 class Trunk(NamedTuple):
-    """Convolutions of an embedding: each of ``front`` and ``middle`` is followed by ReLU and 2x2 pooling."""
+    """Sizes of the convolutions that embed an image. ReLU and 2x2 pooling follow all but the last."""
 
-    front: list[tuple[int, int, int]]  # channels, side, padding
-    middle: tuple[int, int, int]  # the one that a learnet predicts
-    last: tuple[int, int]  # channels and side, which is all that is left of a picture of 28x28
+    front: list[tuple[int, int, int]]  # channels, side and padding of each
+    middle: tuple[int, int, int]  # of the layer whose filters a learnet predicts
+    last: tuple[int, int]  # channels and side; it reduces an image of 28x28 to one place
 
 
 TRUNKS = {
@@ -38,13 +38,14 @@ TRUNKS = {
 }
 
 
-class Pupil(nn.Module):
-    """The network phi that embeds pictures: of its own weights, or with filters in the middle that come from outside.
+class OneShotPupil(nn.Module):
+    """The network phi, which embeds images.
 
     Args:
-        trunk: Its sizes.
-        middle: A full convolution, a factorised one with learned filters, or one whose filters are ``predicted``.
-        batch_norm: After every convolution but the last, in place of its bias.
+        trunk: Sizes of its layers.
+        middle: Kind of the middle layer: a ``full`` convolution, a ``factorised`` one with learned filters, or a
+            factorised one whose filters are ``predicted``.
+        batch_norm: Replace the biases of all convolutions but the last by batch normalisation.
     """
 
     def __init__(self, trunk: Trunk, middle: Literal["full", "factorised", "predicted"], batch_norm: bool):
@@ -58,7 +59,7 @@ class Pupil(nn.Module):
         self.back = nn.Sequential(*_activation(inner, batch_norm), nn.Conv2d(inner, *trunk.last), nn.Flatten())
 
     def forward(self, x: Tensor, filters: Tensor | None = None) -> Tensor:
-        """Embeddings (N, e) of pictures (N, 1, P, P), with filters (N, d, f, f) of their own if they are predicted."""
+        """Embed images (N, 1, P, P) as (N, e), each with its own filters (N, d, f, f) if they are predicted."""
         x = self.front(x)
         if isinstance(self.middle, nn.Conv2d):
             return self.back(self.middle(x))
@@ -66,7 +67,7 @@ class Pupil(nn.Module):
         return self.back(self.middle(x, filters))
 
     def embed_for_each(self, x: Tensor, filters: Tensor) -> Tensor:
-        """Embeddings of every query as every exemplar of its episode sees it.
+        """Embed every query with the filters of every exemplar of its episode.
 
         Args:
             x: (E, X, 1, P, P).
@@ -79,21 +80,21 @@ class Pupil(nn.Module):
         return self.back(self.middle.recombine(self.responses(x, filters)).flatten(0, 1)).view(E, Z, x.shape[1], -1)
 
     def responses(self, x: Tensor, filters: Tensor) -> Tensor:
-        """The same up to the predicted filters: w(z) *_d M * x, (E * Z, X, d, H', W')."""
+        """Return the responses of queries to the filters, w(z) *_d M * x: (E * Z, X, d, H', W')."""
         E, Z = filters.shape[:2]
         x = self.middle.project(self.front(x.flatten(0, 1))).unflatten(0, (E, -1))
         x = x[:, None].expand(-1, Z, -1, -1, -1, -1).flatten(0, 1)
         return depthwise_conv2d(x, filters.flatten(0, 1), self.middle.padding)
 
 
-class Learnet(nn.Module):
-    """The network w that looks at an exemplar and writes filters, and for single-stream pupils the embedding too.
+class OneShotLearnet(nn.Module):
+    """The network w, which predicts filters from an exemplar and, if ``embeds``, the exemplar's embedding.
 
     Args:
-        trunk: Sizes of the pupil, which are its own too.
-        filter_shape: Of the filters, (d, f, f).
-        embeds: Whether it has the second head.
-        batch_norm: After every convolution but the last.
+        trunk: Sizes of its layers, the same as the pupil's.
+        filter_shape: (d, f, f).
+        embeds: Add a second head for the embedding.
+        batch_norm: Replace the biases of all convolutions but the last by batch normalisation.
     """
 
     def __init__(self, trunk: Trunk, filter_shape: tuple[int, int, int], embeds: bool, batch_norm: bool):
@@ -107,29 +108,34 @@ class Learnet(nn.Module):
         )
         self.write_filters = nn.Conv2d(inner, math.prod(filter_shape), last)
         self.write_embedding = nn.Conv2d(inner, embedding, last) if embeds else None
-        begin_as_filters(self.write_filters, filter_shape[-1])
+        initialise_as_filters(self.write_filters, filter_shape[-1])
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Filters (N, d, f, f) and embeddings (N, e) for exemplars (N, 1, P, P)."""
+        """Predict filters (N, d, f, f) and embeddings (N, e), or None, from exemplars (N, 1, P, P)."""
         features = self.trunk(z)
         embedding = self.write_embedding(features).flatten(1) if self.write_embedding else None
         return self.write_filters(features).view(-1, *self.filter_shape), embedding
 
 
 class Similarity(nn.Module):
-    """Gamma: how alike two embeddings are, as a score; distances count negative.
+    """Gamma, the similarity of two embeddings: a scaled inner product, or minus a scaled distance.
 
     Args:
         metric: Inner product or a distance; its scale is learned.
         size: e.
-        offset: Whether a learned number is added: pairs need it, to a soft-max it is nothing.
+        offset: Add a learned number to the score. The logistic loss needs it; a softmax is invariant to it.
+
+    >>> import torch
+    >>> similarity = Similarity("squared_euclidean", size=4, offset=False)
+    >>> similarity(torch.ones(2, 4), torch.zeros(2, 4)).tolist()
+    [-1.0, -1.0]
     """
 
     def __init__(self, metric: Metric, size: int, offset: bool):
         super().__init__()
         self.metric = metric
-        # Scores begin within a few units of zero, whatever the embeddings' size: an offset that began at zero would
-        # take thousands of steps to make up for distances of 10 or 20.
+        # Initial scores lie within a few units of zero for any embedding size. An offset that started at zero would
+        # need thousands of steps to balance distances of 10 or 20.
         start = {
             "inner_product": (size**-0.5, 0.0),
             "euclidean": (7 * size**-0.5, 5.0),
@@ -141,7 +147,7 @@ class Similarity(nn.Module):
         self.offset = nn.Parameter(torch.tensor(middle)) if offset else 0.0
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Scores (...) of embeddings (..., e), in float32 or better."""
+        """Return the scores (...) of two batches of embeddings (..., e), in float32 or better."""
         wide = torch.promote_types(a.dtype, torch.float32)
         with torch.autocast(a.device.type, enabled=False):
             a, b = a.to(wide), b.to(wide)
@@ -152,45 +158,52 @@ class Similarity(nn.Module):
             squared = (a - b).square().sum(-1)
             if self.metric == "squared_euclidean":
                 return self.offset - self.scale * squared
-            return self.offset - self.scale * (squared + 1e-12).sqrt()  # the root has no slope at zero
+            return self.offset - self.scale * (squared + 1e-12).sqrt()  # the root is not differentiable at zero
 
 
 class OneShotNetwork(nn.Module):
-    """Scores of queries against exemplars: one of the paper's five architectures, or a prototypical network.
+    """Network that scores queries against exemplars: the paper's five architectures and prototypical networks.
 
     Args:
-        variant: ``siamese`` (one phi for both), ``unshared`` (two), ``factorised`` (two, with M' w M in the middle),
-            ``siamese_learnet`` (phi(x; w(z)) and phi(z; w(z))), ``learnet`` (phi(x; w(z)) and an embedding that the
-            learnet writes), ``prototypical`` (one phi; the mean of a class's exemplars; Snell et al. 2017).
-        metric: Gamma.
-        trunk: ``paper`` or ``deep``.
-        batch_norm: Batch normalisation after the convolutions.
+        variant: ``siamese`` (one phi for exemplars and queries), ``unshared`` (two), ``factorised`` (two, with M' w M
+            in the middle), ``siamese_learnet`` (phi(x; w(z)) and phi(z; w(z))), ``learnet`` (phi(x; w(z)) and an
+            embedding of z that the learnet predicts), ``prototypical`` (one phi, and the mean embedding of each class's
+            exemplars; Snell et al. 2017).
+        metric: Gamma, see ``Similarity``.
+        trunk: Sizes of phi: ``paper`` (three convolutions) or ``deep`` (four).
+        batch_norm: Use batch normalisation after all convolutions but the last.
         offset: See ``Similarity``.
+
+    >>> import torch
+    >>> network = OneShotNetwork("learnet", "weighted_l1", trunk="paper", batch_norm=True, offset=True)
+    >>> scores, filters = network(torch.rand(1, 5, 1, 1, 28, 28), torch.rand(1, 10, 1, 28, 28))
+    >>> scores.shape, filters.shape
+    (torch.Size([1, 5, 10]), torch.Size([1, 5, 64, 5, 5]))
     """
 
     def __init__(
-        self, variant: Variant, metric: Metric, trunk: Literal["paper", "deep"], batch_norm: bool, offset: bool
+        self, variant: OneShotVariant, metric: Metric, trunk: Literal["paper", "deep"], batch_norm: bool, offset: bool
     ):
         super().__init__()
         self.variant, sizes = variant, TRUNKS[trunk]
         predicts = variant in ("siamese_learnet", "learnet")
         middle = "predicted" if predicts else "factorised" if variant == "factorised" else "full"
-        self.pupil = Pupil(sizes, middle, batch_norm)
+        self.pupil = OneShotPupil(sizes, middle, batch_norm)
         if variant in ("unshared", "factorised"):
-            self.exemplar_pupil = Pupil(sizes, middle, batch_norm)
+            self.exemplar_pupil = OneShotPupil(sizes, middle, batch_norm)
         if predicts:
-            self.learnet = Learnet(sizes, self.pupil.middle.filter_shape, variant == "learnet", batch_norm)
+            self.learnet = OneShotLearnet(sizes, self.pupil.middle.filter_shape, variant == "learnet", batch_norm)
         self.similarity = Similarity(metric, sizes.last[0], offset)
 
     def forward(self, exemplars: Tensor, queries: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scores and the filters that were predicted.
+        """Score all queries of an episode against all of its exemplars.
 
         Args:
             exemplars: (E, W, S, 1, P, P).
             queries: (E, X, 1, P, P).
 
         Returns:
-            (E, Z, X), or (E, W, X) of prototypes; (E, Z, d, f, f) or None.
+            Scores (E, Z, X), or (E, W, X) for ``prototypical``; predicted filters (E, Z, d, f, f), or None.
         """
         E, W, S = exemplars.shape[:3]
         z, x = exemplars.flatten(0, 2), queries.flatten(0, 1)
@@ -218,43 +231,56 @@ def _front(trunk: Trunk, batch_norm: bool) -> nn.Sequential:
 
 
 def pair_logistic(scores: Tensor, same: Tensor) -> Tensor:
-    """The paper's loss (section 2, equation 3): log(1 + exp(-l s)), l = 1 for pairs of one class and -1 for others.
+    """Return the paper's loss (section 2, equation 3): log(1 + exp(-l s)), l = 1 for matching pairs and -1 for others.
 
-    Either kind counts for a half, as when both are drawn with probability 1/2.
+    Matching and other pairs each contribute half of the mean, as if each were drawn with probability 1/2.
+
+    Args:
+        scores: Any shape.
+        same: The same shape, bool: the pairs that match.
+
+    >>> import torch
+    >>> pair_logistic(torch.zeros(3), torch.tensor([True, False, False]))
+    tensor(0.6931)
     """
     losses = F.softplus(torch.where(same, -scores, scores))
     return (losses[same].mean() + losses[~same].mean()) / 2
 
 
 def episode_softmax(scores: Tensor, same: Tensor) -> Tensor:
-    """Cross-entropy of the soft-max over an exemplar's queries and over a query's exemplars, a half each.
+    """Return the mean of two cross-entropies: of softmax over each exemplar's queries and over each query's exemplars.
 
     Args:
         scores: (E, Z, X).
-        same: The same shape, bool: pairs of one class. Where there are several, each counts alike.
+        same: (E, Z, X), bool: the pairs that match. If several match, the target is uniform over them.
+
+    >>> import torch
+    >>> episode_softmax(torch.zeros(1, 2, 2), torch.eye(2, dtype=torch.bool)[None])
+    tensor(0.6931)
     """
     target = same.to(scores.dtype)
     return sum(-(target * scores.log_softmax(d)).sum(d).div(target.sum(d).clamp(min=1)).mean() / 2 for d in (1, 2))
 
 
 class OneShotRecognition(Experiment):
-    """Trains a network to tell from one example which pictures show the same character.
+    """Train a network to recognise characters from one example of each.
 
     Args:
-        variant: See ``OneShotNetwork``.
-        metric: Gamma of the two embeddings.
-        loss: ``logistic`` on pairs (paper), or ``softmax`` over an episode.
-        trunk: ``paper``'s three convolutions, or a ``deep`` one of four.
-        batch_norm: Batch normalisation (whether the paper had it here is not known).
-        optimizer: ``sgd`` with momentum 0.9 (the paper's, its momentum unknown) or ``adam``.
+        variant: Architecture: ``siamese``, ``unshared``, ``factorised``, ``siamese_learnet``, ``learnet`` (all of the
+            paper) or ``prototypical``; see ``OneShotNetwork``.
+        metric: Similarity of two embeddings, the paper's Gamma.
+        loss: ``logistic`` on pairs (paper) or ``softmax`` over an episode.
+        trunk: Convolutions of the embedding: ``paper`` (three) or ``deep`` (four).
+        batch_norm: Use batch normalisation (the paper does not say).
+        optimizer: ``sgd`` (paper) with momentum 0.9 (the paper does not say) or ``adam``.
         lr: Learning rate.
-        final_lr: Where it falls to, geometrically (paper). None: to zero along a cosine.
-        weight_decay: Of all weights.
+        final_lr: Learning rate at the last step, reached by geometric decay (paper). None: cosine decay to zero.
+        weight_decay: Weight decay of all parameters.
     """
 
     def __init__(
         self,
-        variant: Variant = "learnet",
+        variant: OneShotVariant = "learnet",
         metric: Metric = "weighted_l1",
         loss: Literal["logistic", "softmax"] = "logistic",
         trunk: Literal["paper", "deep"] = "paper",
@@ -268,7 +294,7 @@ class OneShotRecognition(Experiment):
         self.save_hyperparameters()
         self.network = OneShotNetwork(variant, metric, trunk, batch_norm, offset=loss == "logistic")
         self.val_error, self.val_variation = Mean(), Mean()
-        self.errors: dict[str, dict[str, Values]] = {}  # of each test case: ours and the baselines', (episodes,)
+        self.errors: dict[str, dict[str, Values]] = {}  # by test case and rule, (episodes,)
 
     def configure_optimizers(self):
         h = self.hparams
@@ -280,7 +306,7 @@ class OneShotRecognition(Experiment):
         return by_step(optimizer, cosine(steps) if h.final_lr is None else exponential(h.final_lr / h.lr, steps))
 
     def class_scores(self, exemplars: Tensor, queries: Tensor) -> Tensor:
-        """Scores (E, W, X) of queries against classes: the mean over a class's exemplars."""
+        """Return the mean score over the exemplars of each class, (E, W, X)."""
         scores, _ = self.network(exemplars, queries)
         return scores.unflatten(1, (exemplars.shape[1], -1)).mean(2)
 
@@ -312,7 +338,7 @@ class OneShotRecognition(Experiment):
     def test_step(self, batch: Episodes, batch_idx: int, dataloader_idx: int = 0) -> None:
         metrics = list(self.errors.values())[dataloader_idx]
         metrics["model"].update(_errors(self.class_scores(batch.exemplars, batch.queries), batch))
-        metrics["nearest picture"].update(_errors(nearest_pictures(batch.exemplars, batch.queries), batch))
+        metrics["nearest picture"].update(_errors(nearest_images(batch.exemplars, batch.queries), batch))
         metrics["chance"].update(
             torch.full((len(batch.labels),), 100 - 100 / batch.exemplars.shape[1], device=self.device)
         )
@@ -327,7 +353,7 @@ class OneShotRecognition(Experiment):
         self.measure, *self.further_measures = measures
 
     def pictures(self, batch: Episodes) -> dict[str, Tensor]:
-        """Answers in the first episode and, of learnets, the paper's figure 3; uint8 (3, H', W')."""
+        """Draw the answers in the first episode and, for learnets, the paper's figure 3: uint8 (3, H', W')."""
         exemplars, queries = batch.exemplars[:1], batch.queries[:1]
         scores = self.class_scores(exemplars, queries)[0]
         pictures = {"answers": answer_sheet(exemplars[0, :, 0, 0], queries[0, :, 0], scores, batch.labels[0])}
@@ -339,7 +365,7 @@ class OneShotRecognition(Experiment):
         return pictures
 
     def predict_step(self, batch: Episodes, batch_idx: int) -> dict[str, Tensor | str]:
-        """For each alphabet a picture of the answers and a text of them, by file name."""
+        """Return a table and images of the answers for each alphabet, by file name."""
         written = {}
         for i, labels in enumerate(batch.labels):
             number = batch.segment.problem + i * self.trainer.world_size
@@ -355,17 +381,22 @@ class OneShotRecognition(Experiment):
         return written
 
 
-def nearest_pictures(exemplars: Tensor, queries: Tensor) -> Tensor:
-    """The trivial baseline: minus the distance of pixels, (E, W, X), to the nearest exemplar of a class."""
+def nearest_images(exemplars: Tensor, queries: Tensor) -> Tensor:
+    """Score by nearest neighbours in pixels: minus the distance to a class's nearest exemplar, (E, W, X).
+
+    >>> import torch
+    >>> nearest_images(torch.zeros(1, 2, 1, 1, 4, 4), torch.ones(1, 1, 1, 4, 4)).tolist()
+    [[[-4.0], [-4.0]]]
+    """
     E, W, S = exemplars.shape[:3]
     distances = torch.cdist(exemplars.reshape(E, W * S, -1).float(), queries.flatten(2).float())
     return -distances.unflatten(1, (W, S)).amin(2)
 
 
 def _errors(scores: Tensor, batch: Episodes) -> Tensor:
-    """The error of each episode in per cent, (E,), for scores (E, W, X).
+    """Return the error of each episode in per cent, (E,), from scores (E, W, X).
 
-    In the paper's problem an exemplar chooses among candidates, one a class; elsewhere a query chooses among classes.
+    In the paper's task each exemplar chooses one query; in the others each query chooses one class.
     """
     if batch.choose == "candidate":
         wrong = batch.labels.gather(1, scores.argmax(2)) != torch.arange(scores.shape[1], device=scores.device)

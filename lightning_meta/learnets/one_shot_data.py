@@ -1,6 +1,6 @@
-"""Episodes of characters (Bertinetto et al. 2016, section 4.1), drawn by their number.
+"""Episodes of characters (Bertinetto et al. 2016, section 4.1). Each is a function of a seed and its number.
 
-Shapes: C characters of D drawings, P x P pixels; E episodes of W ways and S shots, X queries.
+Shapes: C characters with D drawings each, P x P pixels; E episodes of W ways and S shots, X queries.
 """
 
 from collections.abc import Sequence
@@ -20,75 +20,74 @@ from lightning_meta.running.segments import Episode, Key, Segment
 from lightning_meta.seeding import generator, seed_of
 from lightning_meta.sources import characters
 
-VALIDATION = {  # of Omniglot those of Vinyals et al. (2016), 172 characters; then of the fonts
+VALIDATION = {  # alphabets: Omniglot's as in Vinyals et al. (2016), 172 characters; then those of the fonts
     *("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)"),
     *("Armenian capitals", "Armenian small letters", "Lisu"),
 }
-VINYALS_TRAINING = 1200  # characters by number; all others are their test's
-
+VINYALS_TRAINING = 1200  # characters up to this number are for training, all others for test
 
 Alphabets = dict[str, characters.Alphabet]
 
 
 class Episodes(NamedTuple):
-    """E episodes."""
+    """A batch of episodes."""
 
-    exemplars: Tensor  # (E, W, S, 1, P, P), ink 1
+    exemplars: Tensor  # (E, W, S, 1, P, P), ink 1, paper 0
     queries: Tensor  # (E, X, 1, P, P), in random order
-    labels: Tensor  # (E, X): the class of each query, 0 <= l < W; -1: not known
+    labels: Tensor  # (E, X): class of each query, 0 <= l < W; -1 if unknown
     segment: Segment
-    choose: Literal["candidate", "class"] = "class"
+    choose: Literal["candidate", "class"] = "class"  # see ``OneShotDataModule``
 
 
-class Drawn(NamedTuple):
-    """Episodes as the loader brings them: which pictures, and how they are turned."""
+class EpisodeIndices(NamedTuple):
+    """A batch of episodes as the loader returns it: numbers of drawings instead of images."""
 
     set_name: str
-    exemplars: Tensor  # (E, W, S): number of the drawing
+    exemplars: Tensor  # (E, W, S): numbers of the drawings
     queries: Tensor  # (E, X)
     turns: Tensor  # (E, W): quarter turns of each class
     labels: Tensor  # (E, X)
     segment: Segment
 
 
-class Characters(NamedTuple):
-    """Characters in groups: episodes take all their classes from one."""
+class CharacterGroups(NamedTuple):
+    """Drawings of characters, in groups. An episode takes all of its classes from one group."""
 
     images: Tensor  # (C * D, P, P), uint8
     drawings: int  # D
-    groups: dict[str, np.ndarray]  # numbers of the characters of each alphabet
+    groups: dict[str, np.ndarray]  # numbers of the characters of each group
 
 
 class EpisodeSet(Dataset):
     """Random episodes.
 
     Args:
-        name: What batches carry; its first word says which random numbers are drawn.
-        characters: What they are made of; groups smaller than an episode's ways are passed over.
-        rotations: Take every quarter turn of a character for a class of its own.
-        seed: Of the random numbers.
+        name: ``SPLIT`` or ``SPLIT/CASE``. Batches carry it, and each split has random numbers of its own.
+        characters: Characters to draw from. Groups with fewer classes than the episode has ways are skipped.
+        rotations: Make each rotation of a character by 0, 90, 180 and 270 degrees a class.
+        seed: Seed of the random numbers.
     """
 
-    def __init__(self, name: str, characters: Characters, rotations: bool, seed: int):
+    def __init__(self, name: str, characters: CharacterGroups, rotations: bool, seed: int):
         self.key = (seed, SPLITS[name.split("/")[0]])
         self.name, self.characters, self.turns = name, characters, 4 if rotations else 1
 
     def too_small(self, episode: Episode) -> list[str]:
-        """The groups that have fewer classes than the episode.
+        """Return the names of the groups that have fewer classes than the episode.
 
         Raises:
-            InputError: If all have, or there are too few drawings of a character.
+            InputError: If all groups do, or the characters have too few drawings.
         """
         groups, needed = self.characters.groups, episode.shots + episode.queries
         if needed > self.characters.drawings:
             raise InputError(
-                f"{episode.shots} shots and {episode.queries} queries of the {self.characters.drawings} drawings of a "
-                "character: choose fewer"
+                f"shots + queries = {needed}, but each character has only {self.characters.drawings} drawings: "
+                "schedule.queries or the number of shots"
             )
         small = [name for name, group in groups.items() if len(group) * self.turns < episode.ways]
         if len(small) == len(groups):
             most = max(len(group) * self.turns for group in groups.values())
-            raise InputError(f"no alphabet has {episode.ways} characters, the largest {most}: choose fewer ways")
+            raise InputError(f"{episode.ways} ways, but the largest alphabet has {most} characters: lower the ways")
         return small
 
     def __getitem__(self, key: Key) -> tuple[list[np.ndarray], Segment]:
@@ -105,27 +104,27 @@ class EpisodeSet(Dataset):
         arrays = [chosen[:, :shots], chosen[:, shots:].flatten()[order], classes % self.turns, labels]
         return arrays, segment
 
-    def collate(self, samples: list[tuple[list[np.ndarray], Segment]]) -> Drawn:
-        """Joins samples of one shape."""
+    def collate(self, samples: list[tuple[list[np.ndarray], Segment]]) -> EpisodeIndices:
+        """Join samples of one shape."""
         columns = [torch.from_numpy(np.stack(column)) for column in zip(*(s for s, _ in samples), strict=True)]
-        return Drawn(self.name, *columns, samples[0][1])
+        return EpisodeIndices(self.name, *columns, samples[0][1])
 
-    def episodes(self, drawn: Drawn, choose: Literal["candidate", "class"]) -> Episodes:
-        """The pictures, on the device where ``drawn`` is; they stay there."""
-        images = self.characters.images.to(drawn.labels.device)
+    def episodes(self, indices: EpisodeIndices, choose: Literal["candidate", "class"]) -> Episodes:
+        """Look up the images. All images of the set move to the device of ``indices`` and stay there."""
+        images = self.characters.images.to(indices.labels.device)
         self.characters = self.characters._replace(images=images)
-        exemplars = turned(images[drawn.exemplars], drawn.turns)[:, :, :, None] / 255
-        queries = turned(images[drawn.queries], drawn.turns.gather(1, drawn.labels))[:, :, None] / 255
-        return Episodes(exemplars, queries, drawn.labels, drawn.segment, choose)
+        exemplars = rotate(images[indices.exemplars], indices.turns)[:, :, :, None] / 255
+        queries = rotate(images[indices.queries], indices.turns.gather(1, indices.labels))[:, :, None] / 255
+        return Episodes(exemplars, queries, indices.labels, indices.segment, choose)
 
 
 class OfficialRuns(EpisodeSet):
-    """Lake et al.'s twenty runs: 20 characters of an alphabet, one exemplar and one query of each."""
+    """The twenty runs of Lake et al. (2015): 20 characters of one alphabet, with one exemplar and one query each."""
 
-    def __init__(self, name: str, runs: Sequence[characters.Run]):
+    def __init__(self, name: str, runs: Sequence[characters.OneShotRun]):
         self.name, self.turns, self.answers = name, 1, [run.answers.numpy() for run in runs]
         images = torch.cat([torch.cat([run.training, run.test]) for run in runs])
-        self.characters = Characters(images, 1, {})
+        self.characters = CharacterGroups(images, 1, {})
 
     def __getitem__(self, key: Key) -> tuple[list[np.ndarray], Segment]:
         index, segment = key
@@ -134,16 +133,21 @@ class OfficialRuns(EpisodeSet):
         return [start + np.arange(ways)[:, None], start + ways + np.arange(ways), 0 * answers, answers], segment
 
 
-def turned(pictures: Tensor, turns: Tensor) -> Tensor:
-    """Pictures (E, n, ..., P, P), each turned by its quarter turns (E, n)."""
+def rotate(images: Tensor, turns: Tensor) -> Tensor:
+    """Rotate images (E, n, ..., P, P) in place by quarter turns (E, n), counter-clockwise.
+
+    >>> import torch
+    >>> rotate(torch.tensor([[[[1, 2], [3, 4]]]]), torch.tensor([[1]])).tolist()
+    [[[[2, 4], [1, 3]]]]
+    """
     for quarters in turns.unique().tolist():
-        which = turns == quarters
-        pictures[which] = pictures[which].rot90(quarters, (-2, -1))
-    return pictures
+        chosen = turns == quarters
+        images[chosen] = images[chosen].rot90(quarters, (-2, -1))
+    return images
 
 
-class Names(NamedTuple):
-    """What the pictures of an episode are called."""
+class EpisodeNames(NamedTuple):
+    """Names of an episode's alphabet, classes and queries."""
 
     alphabet: str
     classes: list[str]
@@ -151,7 +155,7 @@ class Names(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A test: the shape of its episodes, and who chooses among what."""
+    """A test case: the shape of its episodes and the task."""
 
     ways: int
     shots: int
@@ -166,40 +170,43 @@ class Case(NamedTuple):
 
 
 class OneShotDataModule(MetaDataModule):
-    """Omniglot in episodes, and the user's own alphabets for ``predict``.
+    """Episodes of Omniglot's characters, and of the user's own alphabets for ``predict``.
 
-    A test case differs from the first in what is given: ``{"ways": 5, "within_alphabet": false}``. Its ``choose`` is
-    ``candidate`` (paper: each exemplar has to be found among queries of all classes) or ``class`` (as is usual today:
-    each query gets the class of the exemplars that it is most like). ``{"official_runs": true}`` is Lake et al.'s
-    twenty runs.
+    The first test case has the options below. Each further case in ``tests`` lists its differences from the first, such
+    as ``{"ways": 5, "within_alphabet": false}``. Its option ``choose`` sets the task: in ``candidate`` (paper) each
+    exemplar chooses one of the queries; in ``class`` (usual today) each query chooses one of the classes.
+    ``{"official_runs": true}`` tests on the twenty runs of Lake et al. (2015).
 
     Args:
-        root: Folder with ``omniglot-py/``.
-        source: ``paper`` is Omniglot, ``stand-in`` letters of the fonts that matplotlib brings; ``auto`` the first of
-            them that is there.
-        download: Download Omniglot where it is missing.
-        split: ``lake`` trains on the 30 background alphabets but five, which are for validation, and tests on the 20
-            evaluation alphabets (paper); ``vinyals`` divides the characters by their number.
-        within_alphabet: Take an episode's classes from one alphabet (paper), in training, validation and the first
-            test case.
-        rotations: Quarter turns of a character are classes of their own in training (paper: no); a test case has its
-            own such option.
-        ways: Of validation and test episodes (paper: 20).
-        shots: Exemplars of a class in validation and test.
+        root: Folder that contains ``omniglot-py/``.
+        source: ``paper`` (Omniglot), ``stand-in`` (letters of matplotlib's fonts), or ``auto`` (Omniglot if it is in
+            ``root`` or can be downloaded, else the letters).
+        download: Download Omniglot if it is missing.
+        split: ``lake`` (paper) tests on the 20 evaluation alphabets and trains on the 30 background alphabets, except
+            five for validation. ``vinyals`` splits the characters by their number.
+        within_alphabet: Take all classes of an episode from one alphabet (paper), in training, validation and the
+            first test case.
+        rotations: In training, make each rotation of a character by 0, 90, 180 and 270 degrees a class (paper: no).
+            Test cases have their own option ``rotations``.
+        ways: Number of classes of a validation or test episode (paper: 20).
+        shots: Number of exemplars of each class in validation and test.
         tests: Further test cases by name.
-        batch_size: Episodes a process and step.
-        val_episodes: To validate on.
-        test_episodes: To test on, for each case but the official runs.
-        predict_episodes: Test episodes that ``predict`` shows where there are no alphabets of the user's.
-        alphabets: Folder of the user's own, one folder each with ``examples/NAME.png`` and ``queries/*.png``.
-        augment: Turn and shear half of the training pictures by up to so many degrees, scale and shift them by as many
-            per cent (paper: 0).
-        num_workers: Processes that draw episodes; 0 draws them in the training process.
-        seed: Of the training episodes.
+        batch_size: Number of episodes of each process in each step.
+        val_episodes: Number of episodes to validate on.
+        test_episodes: Number of episodes of each test case except the official runs.
+        predict_episodes: Number of test episodes that ``predict`` draws if ``alphabets`` is not set.
+        alphabets: Folder with the user's alphabets, each a folder with ``examples/CLASS.png`` and ``queries/*.png``.
+        augment: Strength of augmentation (paper: 0). Half of the training images are rotated and sheared by up to this
+            many degrees, and scaled and shifted by up to this many per cent.
+        num_workers: Number of processes that sample episodes; 0 samples them in the training process.
+        seed: Seed of the training episodes.
 
     Raises:
-        InputError: Where files are missing or damaged, an alphabet has fewer characters than a test episode, or a case
-            has options that there are not.
+        InputError: If files are missing or damaged, an alphabet has fewer characters than a test episode has ways, or a
+            test case has an unknown option.
+
+    >>> list(OneShotDataModule(tests={"5-way": {"ways": 5}}).cases)
+    ['20-way 1-shot within an alphabet', '5-way']
     """
 
     def __init__(
@@ -232,10 +239,12 @@ class OneShotDataModule(MetaDataModule):
         self.cases = {f"{ways}-way {shots}-shot {where}": first}
         for name, options in (tests or {}).items():
             if unknown := options.keys() - set(Case._fields):
-                raise InputError(f"data.tests: {name}: no option {min(unknown)}: there are {', '.join(Case._fields)}")
+                raise InputError(f"data.tests: {name}: unknown option {min(unknown)}; use {', '.join(Case._fields)}")
             self.cases[name] = case = first._replace(**options)
             if case.choose == "candidate" and case.shots > 1:
-                raise InputError(f"data.tests: {name}: one exemplar chooses its candidate: shots 1, or choose: class")
+                raise InputError(
+                    f"data.tests: {name}: choose: candidate needs shots: 1; use choose: class for more shots"
+                )
 
     @property
     def present(self) -> bool:
@@ -248,8 +257,8 @@ class OneShotDataModule(MetaDataModule):
         h, folder = self.hparams, f"{self.hparams.root}/omniglot-py"
         if h.split == "vinyals" and h.source != "paper" and not (h.source == "auto" and self.present):
             raise InputError(
-                f"data.split: vinyals divides Omniglot's characters by number, and Omniglot is not in {folder}: put it "
-                "there, or choose lake"
+                f"data.split: vinyals needs Omniglot's character numbers, but Omniglot is not in {folder}: put it "
+                "there or use data.split: lake"
             )
         self.official = self.use_papers_data(
             "Omniglot", folder, "letters of matplotlib's fonts, a stand-in for Omniglot"
@@ -259,7 +268,7 @@ class OneShotDataModule(MetaDataModule):
         else:
             background, evaluation = characters.font_alphabets()
         if h.split == "vinyals":
-            background, evaluation = by_number(background | evaluation)
+            background, evaluation = vinyals_split(background | evaluation)
         val = {name: alphabet for name, alphabet in background.items() if name in VALIDATION}
         train = {name: alphabet for name, alphabet in background.items() if name not in VALIDATION}
         self.alphabets = {"train": train, "val": val, "test": evaluation, "predict": evaluation}
@@ -276,7 +285,7 @@ class OneShotDataModule(MetaDataModule):
 
     def _set(self, name: str, within_alphabet: bool, rotations: bool = False) -> EpisodeSet:
         split = name.split("/")[0]
-        characters = gather(self.alphabets[split], within_alphabet)
+        characters = group_characters(self.alphabets[split], within_alphabet)
         return EpisodeSet(name, characters, rotations, self.hparams.seed if split == "train" else 0)
 
     def _add_cases(self) -> None:
@@ -285,22 +294,24 @@ class OneShotDataModule(MetaDataModule):
                 self.sets[f"test/{name}"] = cases = self._set(f"test/{name}", case.within_alphabet, case.rotations)
                 if small := cases.too_small(case.episode):
                     raise InputError(
-                        f"{name}: {small[0]} has fewer than {case.ways} characters among the test's: choose fewer ways "
-                        "or within_alphabet: false"
+                        f"data.tests: {name}: {case.ways} ways, but the test alphabet {small[0]} has fewer characters: "
+                        "lower the ways or set within_alphabet: false"
                     )
             elif self.official:
                 self.sets[f"test/{name}"] = OfficialRuns(f"test/{name}", characters.one_shot_runs(self.hparams.root))
             else:
-                rank_zero_warn(f"{name}: left out, it is made of Omniglot, which is not there")
+                rank_zero_warn(f"test case {name} is skipped: official_runs needs Omniglot, which is missing")
                 del self.cases[name]
 
     def train_dataloader(self) -> DataLoader:
         shapes = {segment.episode for segment in islice(self.scheduled().segments(), len(self.scheduled()))}
         if None in shapes:
-            raise InputError("schedule.ways: say how many classes an episode has, e.g. --schedule.ways 5")
+            raise InputError(
+                "schedule.ways is not set: set the number of classes of an episode, e.g. --schedule.ways 5"
+            )
         small = {name for shape in shapes for name in self.sets["train"].too_small(shape)}
         if small:
-            rank_zero_warn(f"too small for some training episodes and left out of those: {', '.join(sorted(small))}")
+            rank_zero_warn(f"alphabets with too few characters for some training episodes: {', '.join(sorted(small))}")
         return super().train_dataloader()
 
     def val_dataloader(self) -> DataLoader:
@@ -328,23 +339,25 @@ class OneShotDataModule(MetaDataModule):
         unknown = torch.full((1, len(own.queries)), -1)
         return Episodes(exemplars, queries, unknown, Segment(index, 0, 1, True))
 
-    def names(self, number: int, labels: list[int]) -> Names:
-        """What the classes and queries of a ``predict`` episode are called."""
+    def names(self, number: int, labels: list[int]) -> EpisodeNames:
+        """Return the names that ``predict`` writes for an episode with these labels."""
         if self.own:
             own = self.own[number]
-            return Names(own.name, own.classes, own.query_names)
-        return Names(f"{number:03d}", [f"class {w}" for w in range(max(labels) + 1)], [f"of class {w}" for w in labels])
+            return EpisodeNames(own.name, own.classes, own.query_names)
+        return EpisodeNames(
+            f"{number:03d}", [f"class {w}" for w in range(max(labels) + 1)], [f"of class {w}" for w in labels]
+        )
 
-    def on_after_batch_transfer(self, batch: Drawn | Episodes, dataloader_idx: int) -> Episodes:
-        if isinstance(batch, Drawn):
+    def on_after_batch_transfer(self, batch: EpisodeIndices | Episodes, dataloader_idx: int) -> Episodes:
+        if isinstance(batch, EpisodeIndices):
             case = self.cases.get(batch.set_name.removeprefix("test/"), next(iter(self.cases.values())))
             batch = self.sets[batch.set_name].episodes(batch, case.choose)
         if self.trainer.training and self.hparams.augment:
-            # as MetaSchedule does for a step's random numbers, but it comes after this hook
+            # like MetaSchedule, which seeds a step only after this hook
             with torch.random.fork_rng():
                 torch.manual_seed(seed_of(self.hparams.seed, self.trainer.global_rank, batch.segment.problem))
                 batch = self._augmented(batch)
-        return self.trainer.precision_plugin.convert_input(batch)  # Lightning's turn was before there were pictures
+        return self.trainer.precision_plugin.convert_input(batch)  # Lightning converted the batch before it had images
 
     def _augmented(self, batch: Episodes) -> Episodes:
         exemplars, queries = batch.exemplars, batch.queries
@@ -354,18 +367,18 @@ class OneShotDataModule(MetaDataModule):
         )
 
 
-def gather(alphabets: dict[str, characters.Alphabet], within_alphabet: bool) -> Characters:
-    """The characters of all alphabets in one row; one group an alphabet, or one of all."""
+def group_characters(alphabets: dict[str, characters.Alphabet], within_alphabet: bool) -> CharacterGroups:
+    """Join the characters of all alphabets. Each alphabet is a group, or all together are one."""
     images = torch.cat([alphabet.images for alphabet in alphabets.values()])
     ends = np.cumsum([len(alphabet.images) for alphabet in alphabets.values()])
     groups = np.split(np.arange(len(images)), ends[:-1])
     names = list(alphabets) if within_alphabet else ["all alphabets together"]
     groups = groups if within_alphabet else [np.arange(len(images))]
-    return Characters(images.flatten(0, 1), images.shape[1], dict(zip(names, groups, strict=True)))
+    return CharacterGroups(images.flatten(0, 1), images.shape[1], dict(zip(names, groups, strict=True)))
 
 
-def by_number(alphabets: Alphabets) -> tuple[Alphabets, Alphabets]:
-    """The split of Vinyals et al. (2016): characters up to number 1,200, and those after it."""
+def vinyals_split(alphabets: Alphabets) -> tuple[Alphabets, Alphabets]:
+    """Split by number as Vinyals et al. (2016): characters 1 to 1,200 for training, the others for test."""
     parts: tuple[dict, dict] = {}, {}
     for name, (images, numbers) in alphabets.items():
         numbers = torch.tensor(numbers)

@@ -1,15 +1,16 @@
-"""How trackers are tested: VOT's supervised protocol and OTB's one-pass evaluation.
+"""Evaluation of trackers: VOT's supervised protocol and OTB's one-pass evaluation.
 
-Shapes: T frames of H x W pixels. Boxes are left, top, width, height in pixels, 0-based: (0, 0, W, H) is the whole
-picture. Ground truth that is not known is NaN.
+Shapes: T frames of H x W pixels. A box is (left, top, width, height) in pixels, counted from 0: (0, 0, W, H) is the
+whole image. Unknown ground truth is NaN.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,14 +18,13 @@ from lightning_meta.sources.tracks import Track
 from lightning_meta.storage.atomic import whole
 
 SKIP = 5  # frames from a failure to the next start
-BURN_IN = 10  # frames from a start, itself included, that are too easy to count for the accuracy
-SENSITIVITY = 30  # S of the AR plot of VOT 2015
+BURN_IN = 10  # frames that the accuracy ignores after a start, the start included: they are too easy
 
-SKIPPED, START, FAILURE, TRACKED = range(4)  # what a frame was; the first three are the toolkit's codes
+SKIPPED, START, FAILURE, TRACKED = range(4)  # outcome of a frame; the VOT toolkit uses the first three codes
 
 
 class Tracker(Protocol):
-    """What follows one object: frames are (3, H, W), uint8, boxes (4,)."""
+    """Interface of a tracker of one object. Frames are (3, H, W), uint8; boxes are (4,)."""
 
     def start(self, frame: Tensor, box: Tensor) -> None: ...
 
@@ -32,12 +32,12 @@ class Tracker(Protocol):
 
 
 class SupervisedRun(NamedTuple):
-    """A tracker's way through one sequence.
+    """Result of the supervised protocol on one sequence.
 
     Attributes:
         outcomes: (T,), ``SKIPPED``, ``START``, ``FAILURE`` or ``TRACKED``.
-        boxes: (T, 4), the tracker's; at a start the ground truth, at a skipped frame NaN.
-        overlaps: (T,), with the ground truth; NaN at starts, at skipped frames and where the ground truth is unknown.
+        boxes: (T, 4), the tracker's boxes; the ground truth at a start, NaN at a skipped frame.
+        overlaps: (T,), overlap with the ground truth; NaN at starts, at skipped frames and if the truth is unknown.
     """
 
     outcomes: Tensor
@@ -54,36 +54,34 @@ class SupervisedRun(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Mean overlap of the tracked frames after each burn-in; NaN if none is left."""
+        """Mean overlap of the tracked frames outside every burn-in; NaN if there are none."""
         counted = self.outcomes == TRACKED
         for start in self.starts:
             counted[start : start + BURN_IN] = False
         return self.overlaps[counted].nanmean().item()
 
-    @property
-    def robustness(self) -> int:
-        """Number of failures."""
-        return len(self.failures)
-
 
 class VotSummary(NamedTuple):
-    """VOT's measures over a data set."""
+    """VOT's measures of a data set."""
 
     accuracy: float
     failures: int
-    reliability: float
 
 
 def overlap(boxes: Tensor, truth: Tensor, bounds: tuple[int, int] | None = None) -> Tensor:
-    """Intersection over union of boxes, exact and not counted in pixels.
+    """Return the intersection over union of boxes, computed from their areas rather than by counting pixels.
 
     Args:
-        boxes: (..., 4), a tracker's. NaN overlaps nothing.
+        boxes: (..., 4), a tracker's boxes. NaN has overlap 0.
         truth: (..., 4).
-        bounds: H and W of the frame, to which both are cut; none: not cut, as in OTB.
+        bounds: H and W of the frame. Both boxes are clipped to it. None: no clipping, as in OTB.
 
     Returns:
-        (...), 0 to 1; NaN where the truth is.
+        (...), from 0 to 1; NaN if the truth is NaN.
+
+    >>> import torch
+    >>> overlap(torch.tensor([5.0, 0, 10, 10]), torch.tensor([0.0, 0, 10, 10]))
+    tensor(0.3333)
     """
     (start, end), (truth_start, truth_end) = _span(boxes, bounds), _span(truth, bounds)
     both = (torch.minimum(end, truth_end) - torch.maximum(start, truth_start)).clamp(min=0).prod(-1)
@@ -93,34 +91,54 @@ def overlap(boxes: Tensor, truth: Tensor, bounds: tuple[int, int] | None = None)
 
 
 def polygon_overlap(box: Tensor, corners: Tensor, bounds: tuple[int, int] | None = None) -> float:
-    """Intersection over union of a box and a convex polygon, such as VOT's rotated ground truth; exact.
+    """Return the intersection over union of a box and a convex polygon, such as VOT's rotated ground truth.
+
+    OpenCV computes the areas in float32; the result is accurate to 1e-6.
 
     Args:
-        box: (4,), a tracker's. NaN overlaps nothing.
-        corners: (N, 2), x and y, in either sense of rotation.
-        bounds: H and W of the frame, to which both are cut; none: not cut.
+        box: (4,), a tracker's box. NaN has overlap 0.
+        corners: (N, 2), x and y, clockwise or counter-clockwise.
+        bounds: H and W of the frame. Both shapes are clipped to it. None: no clipping.
 
     Returns:
-        0 to 1; NaN where the corners are.
+        0 to 1; NaN if a corner is NaN.
+
+    >>> import torch
+    >>> diamond = torch.tensor([[5.0, 0], [10, 5], [5, 10], [0, 5]])
+    >>> polygon_overlap(torch.tensor([0.0, 0, 10, 10]), diamond)
+    0.5
     """
     if corners.isnan().any():
         return math.nan
-    start, end = (point.tolist() for point in _span(box.double(), bounds))
-    polygon = corners.tolist()
+    start, end = _span(box.double(), bounds)
+    width, height = (end - start).tolist()
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        return 0.0
+    # Coordinates count from the box: float32 is too coarse for a small box far from the origin.
+    polygon = (corners - start).float().numpy()
+    both, _ = cv2.intersectConvexConvex(_rectangle(0, 0, width, height), polygon)
+    area = cv2.contourArea(polygon)
     if bounds is not None:
-        polygon = _cut(polygon, (0, 0), bounds[::-1])
-    both = _area(_cut(polygon, start, end))
-    union = (end[0] - start[0]) * (end[1] - start[1]) + _area(polygon) - both
-    return both / union if union > 0 else 0.0
+        left, top = (-start).tolist()
+        area, _ = cv2.intersectConvexConvex(_rectangle(left, top, left + bounds[1], top + bounds[0]), polygon)
+    return both / (width * height + area - both)
 
 
 def supervised(tracker: Tracker, track: Track) -> SupervisedRun:
-    """Test a tracker as in VOT 2013 to 2019: what loses the object is put back on it.
+    """Test a tracker as in VOT 2013 to 2019: after each failure it starts again from the ground truth.
 
-    The tracker starts on the first frame. Where its box, cut to the frame, does not overlap the ground truth at all, it
-    has failed, and starts again ``SKIP`` frames later (or, the ground truth there being unknown, as soon as it is
-    known). Where the ground truth is unknown nothing can fail. Overlaps are with the rotated ground truth, if there is
-    one. Differs from the toolkit: overlaps are exact, the toolkit counts pixels of rounded regions.
+    The tracker starts on the first frame. It has failed if its box, clipped to the frame, has overlap 0 with the ground
+    truth. It then starts again ``SKIP`` frames later, or, if the ground truth is unknown there, as soon as it is known.
+    A frame without ground truth is never a failure. If the track has rotated ground truth (``corners``), overlaps are
+    computed with it.
+
+    Differs from the toolkit: overlaps are computed from areas; the toolkit counts pixels of rounded regions.
+
+    >>> from lightning_meta.learnets.tracker import StillTracker
+    >>> from lightning_meta.sources.tracks import moving_objects
+    >>> run = supervised(StillTracker(), moving_objects(0, seed=0, frames=20, size=64))
+    >>> run.boxes.shape, run.starts, run.failures
+    (torch.Size([20, 4]), [0, 17], [12])
     """
     known = ~track.boxes.isnan().any(-1)
     outcomes = torch.full((len(track),), SKIPPED)
@@ -145,52 +163,20 @@ def supervised(tracker: Tracker, track: Track) -> SupervisedRun:
 
 
 def vot_summary(runs: Sequence[SupervisedRun]) -> VotSummary:
-    """Accuracy weighted by the sequences' lengths, failures in all, and the reliability of the AR plot.
+    """Return the mean accuracy, weighted by sequence length, and the total number of failures.
 
-    Reliability is exp(-S F / N), the chance of S frames without a failure at F failures in N frames.
-    Differs from the toolkit: a sequence without an accuracy is left out of the mean, where the toolkit counts it as 0;
-    F / N is failures a frame, where the Python toolkit takes failures a sequence.
+    Differs from the toolkit: the mean ignores a sequence without an accuracy, which the toolkit counts as 0.
     """
-    frames = sum(len(run.outcomes) for run in runs)
-    failures = sum(run.robustness for run in runs)
     accuracies = [(run.accuracy, len(run.outcomes)) for run in runs if not math.isnan(run.accuracy)]
     weight = sum(length for _, length in accuracies)
     accuracy = sum(value * length for value, length in accuracies) / weight if weight else math.nan
-    return VotSummary(accuracy, failures, math.exp(-SENSITIVITY * failures / frames))
-
-
-def expected_average_overlap(runs: Sequence[SupervisedRun], low: int = 108, high: int = 371) -> float:
-    """EAO: the mean overlap to expect of a tracker that is never put back, over n = low ... high frames after a start.
-
-    Each start gives a stretch of overlaps (the frames whose ground truth is known). One that ends in a failure is
-    followed by zeros for ever; one that ends with the sequence says nothing of longer ones. The value at n is the mean,
-    over the stretches that say something of n frames, of their mean over the first n; the measure is the mean of these
-    values. As in the toolkit n does not count the start, and ends at the longest stretch of all.
-
-    Args:
-        runs: One for each sequence.
-        low: 108 in VOT 2015.
-        high: 371 in VOT 2015.
-
-    Returns:
-        0 to 1; NaN if no stretch is as long as ``low``.
-    """
-    stretches = [stretch for run in runs for stretch in _stretches(run)]
-    longest = max((len(overlaps) for overlaps, _ in stretches), default=0)
-    lengths = torch.arange(1, longest + 1)
-    table = torch.zeros(len(stretches), longest)
-    counted = torch.zeros(len(stretches), longest, dtype=torch.bool)
-    for i, (overlaps, failed) in enumerate(stretches):
-        table[i, : len(overlaps)] = overlaps
-        counted[i] = (lengths <= len(overlaps)) | failed
-    curve = (table.cumsum(1) / lengths * counted).sum(0) / counted.sum(0)
-    return curve[low - 1 : high].mean().item()
+    return VotSummary(accuracy, sum(len(run.failures) for run in runs))
 
 
 def write_vot(path: str | Path, run: SupervisedRun) -> None:
-    """Write a trajectory as the VOT toolkit reads it (``SEQUENCE_001.txt``), whole or not at all.
+    """Write a trajectory in the VOT toolkit's format (``SEQUENCE_001.txt``), atomically.
 
-    One line a frame: 1 at a start, 2 at a failure, 0 where skipped, else left, top, width and height.
+    Each line is one frame: 1 for a start, 2 for a failure, 0 for a skipped frame, else left, top, width and height.
 
     Raises:
         InputError: If the file cannot be written.
@@ -204,10 +190,10 @@ def write_vot(path: str | Path, run: SupervisedRun) -> None:
 
 
 def one_pass(tracker: Tracker, track: Track) -> Tensor:
-    """Test a tracker as in OTB: started once, on the first known ground truth, and left alone.
+    """Test a tracker as in OTB: start it once, on the first known ground truth, and never restart it.
 
     Returns:
-        Boxes (T, 4): at the start the ground truth, before it NaN.
+        Boxes (T, 4): NaN before the start, the ground truth at the start.
     """
     known = ~track.boxes.isnan().any(-1)
     boxes = torch.full_like(track.boxes, torch.nan)
@@ -221,36 +207,53 @@ def one_pass(tracker: Tracker, track: Track) -> Tensor:
 
 
 def success_curve(overlaps: Tensor) -> Tensor:
-    """Share of frames with an overlap above each of the thresholds 0, 0.05, ... 1: (21,).
+    """Return the share of frames whose overlap exceeds each of the thresholds 0, 0.05, ..., 1: (21,).
 
-    Its mean is OTB's area under the curve, at most 20 / 21, since no overlap is above 1.
+    The mean is OTB's area under the curve. It is at most 20 / 21, because no overlap exceeds 1.
 
     Args:
-        overlaps: (T,); frames that are NaN, their ground truth being unknown, do not count.
+        overlaps: (T,). NaN (unknown ground truth) does not count.
+
+    >>> import torch
+    >>> success_curve(torch.tensor([1.0, 0.5])).mean()
+    tensor(0.7143)
     """
     thresholds = torch.arange(21, dtype=overlaps.dtype) / 20
     return (overlaps[~overlaps.isnan()] > thresholds[:, None]).to(overlaps.dtype).mean(1)
 
 
 def centre_distance(boxes: Tensor, truth: Tensor) -> Tensor:
-    """Distance of the centres in pixels: (..., 4) and (..., 4) to (...); NaN where the truth is, infinite for NaN."""
+    """Return the distances in pixels between the centres of boxes (..., 4) and of the truth (..., 4): (...).
+
+    A distance is NaN if the truth is NaN, and infinite if only the box is.
+
+    >>> import torch
+    >>> centre_distance(torch.tensor([3.0, 4, 10, 10]), torch.tensor([0.0, 0, 10, 10]))
+    tensor(5.)
+    """
     centres, truth_centres = (box[..., :2] + box[..., 2:] / 2 for box in (boxes, truth))
     distances = torch.linalg.vector_norm(centres - truth_centres, dim=-1)
     return distances.nan_to_num(torch.inf).masked_fill(truth.isnan().any(-1), torch.nan)
 
 
 def precision_curve(distances: Tensor) -> Tensor:
-    """Share of frames whose centre is at most 0, 1, ... 50 pixels off: (51,). OTB's precision is number 20.
+    """Return the share of frames whose centre is at most 0, 1, ..., 50 pixels off: (51,).
+
+    OTB's precision is the value at 20 pixels.
 
     Args:
-        distances: (T,), of ``centre_distance``; frames that are NaN do not count.
+        distances: (T,), from ``centre_distance``. NaN does not count.
+
+    >>> import torch
+    >>> precision_curve(torch.tensor([5.0, 30.0]))[[0, 20, 50]]
+    tensor([0.0000, 0.5000, 1.0000])
     """
     thresholds = torch.arange(51)
     return (distances[~distances.isnan()] <= thresholds[:, None]).to(distances.dtype).mean(1)
 
 
 def _span(boxes: Tensor, bounds: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    """Upper left and lower right corners, each (..., 2)."""
+    """Return the upper left and lower right corners, each (..., 2), clipped to the bounds."""
     start, size = boxes.split(2, -1)
     end = start + size
     if bounds is not None:
@@ -259,32 +262,5 @@ def _span(boxes: Tensor, bounds: tuple[int, int] | None) -> tuple[Tensor, Tensor
     return start, end
 
 
-def _cut(polygon: list, start: Sequence[float], end: Sequence[float]) -> list:
-    """The part of a convex polygon within a box (Sutherland and Hodgman 1974): one side of the box after the other.
-
-    What only touches the box is outside of it, so that the overlap is then exactly 0.
-    """
-    for axis in (0, 1):
-        for limit, sign in ((start[axis], 1), (end[axis], -1)):
-            former, polygon = polygon, []
-            for p, q in pairwise(former[-1:] + former):
-                inside_p, inside_q = sign * (p[axis] - limit), sign * (q[axis] - limit)
-                if (inside_p > 0) != (inside_q > 0):
-                    share = inside_p / (inside_p - inside_q)
-                    polygon.append([a + share * (b - a) for a, b in zip(p, q, strict=True)])
-                if inside_q > 0:
-                    polygon.append(q)
-    return polygon
-
-
-def _area(polygon: list) -> float:
-    return abs(sum(p[0] * q[1] - q[0] * p[1] for p, q in pairwise(polygon[-1:] + polygon))) / 2
-
-
-def _stretches(run: SupervisedRun) -> Iterator[tuple[Tensor, bool]]:
-    """The overlaps after each start, and whether a failure follows them."""
-    failures = run.failures
-    for i, start in enumerate(run.starts):
-        failed = i < len(failures)
-        overlaps = run.overlaps[start + 1 : failures[i] if failed else None]
-        yield overlaps[~overlaps.isnan()], failed
+def _rectangle(left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    return np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)

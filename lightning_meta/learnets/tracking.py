@@ -1,4 +1,4 @@
-"""Trains and tests the tracker with a predicted layer (Bertinetto et al. 2016, section 4.2).
+"""Training and evaluation of the tracker (Bertinetto et al. 2016, section 4.2).
 
 Shapes: B triplets; K places along a side of a score map.
 """
@@ -26,7 +26,7 @@ from lightning_meta.learnets.tracker import (
     Network,
     SiameseNetwork,
     StillTracker,
-    Variant,
+    TrackerVariant,
     labels,
     logistic_loss,
     peaks,
@@ -43,33 +43,33 @@ STILL = "the object stays where it was"
 
 
 class SequenceResult(NamedTuple):
-    """How a tracker did on one sequence."""
+    """Results of a tracker on one sequence."""
 
     supervised: SupervisedRun
     success: float  # OTB's area under the curve
-    precision: float  # and at 20 pixels
+    precision: float  # OTB's precision at 20 pixels
 
 
 class LearnetTracking(Experiment):
-    """Trains a ``SiameseNetwork`` to find an exemplar's object in a search, and tests it as a tracker.
+    """Train a network to find an exemplar's object in a larger search image, and test it as a tracker.
 
     Args:
-        variant: ``siamese``, ``unshared``, ``factorised`` or ``learnet``; see ``SiameseNetwork``.
-        pupil: Sizes of the network that embeds, ``A``, ``B`` or ``C`` of the paper, or a small ``D``.
+        variant: Architecture: ``siamese``, ``unshared``, ``factorised`` or ``learnet``; see ``SiameseNetwork``.
+        pupil: Sizes of the network that embeds crops: ``A``, ``B`` or ``C`` (paper), or the small ``D``.
         learnet: Sizes of the learnet, likewise.
         gain: Fixed factor of the scores (the authors' later tracker: 1e-3).
-        radius: Places of the score map that match, in pixels from the object's centre.
-        balanced: Matching places and others count for a half each.
-        scales: At which the tracker seeks the object, 1, 3 or 5 (paper).
-        lr: SGD's learning rate.
-        final_lr: Where it falls to, geometrically.
-        momentum: SGD's.
-        weight_decay: Of all weights.
+        radius: Distance from the object's centre, in pixels, up to which places of the score map have label +1.
+        balanced: Let the places with label +1 and those with -1 each contribute half of the loss.
+        scales: Number of scales that the tracker searches: 1, 3 or 5 (paper).
+        lr: Learning rate of SGD.
+        final_lr: Learning rate at the last step, reached by geometric decay.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of all parameters.
     """
 
     def __init__(
         self,
-        variant: Variant = "learnet",
+        variant: TrackerVariant = "learnet",
         pupil: Network = "B",
         learnet: Network = "A",
         gain: float = 1e-3,
@@ -95,13 +95,13 @@ class LearnetTracking(Experiment):
         return by_step(optimizer, exponential(h.final_lr / h.lr, self.trainer.max_steps))
 
     def forward(self, batch: Triplets) -> tuple[Tensor, Tensor | None]:
-        """Score maps (B, K, K), and the filters (B, d, f, f) that were predicted, if any."""
+        """Return score maps (B, K, K) and the predicted filters (B, d, f, f), or None."""
         target = self.network.describe(batch.exemplars)
         scores = self.network(target, batch.searches)[:, 0]
         return scores, target.filters if self.hparams.variant == "learnet" else None
 
     def loss(self, scores: Tensor, batch: Triplets) -> Tensor:
-        """The logistic loss of score maps (B, K, K)."""
+        """Return the logistic loss of score maps (B, K, K)."""
         return logistic_loss(
             scores, labels(scores, batch.label, batch.offset, self.hparams.radius), self.hparams.balanced
         )
@@ -128,7 +128,7 @@ class LearnetTracking(Experiment):
 
     def on_test_start(self) -> None:
         self.runs = {"model": {}, STILL: {}}
-        self.vot = Path(self.trainer.log_dir or ".") / "vot"  # asks the other processes
+        self.vot = Path(self.trainer.log_dir or ".") / "vot"  # log_dir is a collective call: all processes make it
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
             self.vot.mkdir(parents=True, exist_ok=True)
 
@@ -147,7 +147,7 @@ class LearnetTracking(Experiment):
             write_vot(self.vot / f"{video.name.replace('/', '_')}.txt", self.runs["model"][batch].supervised)
 
     def tracker(self) -> LearnetTracker:
-        """A tracker that uses this network as it is."""
+        """Return a tracker with the network's current weights."""
         return LearnetTracker(self.network, self.hparams.scales)
 
     def on_test_epoch_end(self) -> None:
@@ -174,7 +174,7 @@ class LearnetTracking(Experiment):
         self.measure, *self.further_measures = measures
 
     def _of_all_processes(self, mine: dict[int, SequenceResult]) -> list[SequenceResult]:
-        """The runs of all processes in the order of the sequences."""
+        """Gather the results of all processes, in the order of the sequences."""
         parts = [mine]
         if self.trainer.world_size > 1:
             parts = [{}] * self.trainer.world_size
@@ -183,23 +183,23 @@ class LearnetTracking(Experiment):
         return [runs[number] for number in sorted(runs)]
 
     def pictures(self, batch: Triplets) -> dict[str, Tensor]:
-        """The batch's first four triplets as the paper's figure 4, uint8 (3, H', W')."""
+        """Draw the first four triplets of a batch like the paper's figure 4: uint8 (3, H', W')."""
         few = Triplets(*(None if values is None else values[:4] for values in batch[:-1]), batch.segment)
         scores, filters = self(few)
         centres = [place if label > 0 else None for place, label in zip(few.offset, few.label, strict=True)]
         return {"searches": triplet_sheet(few.exemplars, few.searches, scores, filters, centres)}
 
     def predict_step(self, batch: int, batch_idx: int) -> dict[str, Any]:
-        """Follows an object through a video: the boxes as text, a line a frame, and the video with them drawn in."""
-        film, tracker = self.trainer.datamodule.films[batch], self.tracker()
-        frames = film.frames()
-        tracker.start(next(frames), film.box)
-        boxes = [film.box, *map(tracker.track, frames)]
+        """Track an object. Return its boxes as text, one line a frame, and the video with the boxes, by file name."""
+        video, tracker = self.trainer.datamodule.videos_to_track[batch], self.tracker()
+        frames = video.frames()
+        tracker.start(next(frames), video.box)
+        boxes = [video.box, *map(tracker.track, frames)]
         lines = [",".join(f"{number:.2f}" for number in box.tolist()) + "\n" for box in boxes]
-        return {f"{film.name}.txt": "".join(lines), f"{film.name}.mp4": with_boxes(film.frames(), boxes)}
+        return {f"{video.name}.txt": "".join(lines), f"{video.name}.mp4": with_boxes(video.frames(), boxes)}
 
 
 def _distances(scores: Tensor, batch: Triplets) -> Tensor:
-    """From the peak to the object's centre in pixels, for each search that shows it."""
+    """Return the distance in pixels from the peak to the object's centre for each search that shows the object."""
     shown = batch.label > 0
     return torch.linalg.vector_norm(peaks(upsample(scores[shown])) - batch.offset[shown], dim=1)

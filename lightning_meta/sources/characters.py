@@ -1,7 +1,7 @@
-"""Handwritten characters, sorted by alphabet: Omniglot, a user's own, and fonts in many hands as a stand-in.
+"""Handwritten characters by alphabet: Omniglot, a user's own images, and distorted fonts as a stand-in.
 
-K is the number of characters of an alphabet, N the number of drawings of each, S a picture's height and width in
-pixels. Pictures are uint8, 0 paper to 255 ink.
+K is the number of characters of an alphabet, N the number of drawings of each, S an image's height and width in pixels.
+Images are uint8, from 0 (paper) to 255 (ink).
 """
 
 import io
@@ -33,18 +33,18 @@ _AGAIN = "copy or download it again"
 
 
 class Alphabet(NamedTuple):
-    """The characters of one alphabet, each drawn by several hands."""
+    """The characters of one alphabet, each drawn by several people (or, for fonts, with several styles)."""
 
-    images: Tensor  # (K, N, S, S); drawing n of every character is by one hand
-    numbers: list[int]  # K: Omniglot's character numbers (1 to 1623 over both its sets), or Unicode code points
+    images: Tensor  # (K, N, S, S); drawing n of every character is by the same person
+    numbers: list[int]  # K: Omniglot's character numbers (1 to 1623 over both of its sets) or Unicode code points
 
 
-class Run(NamedTuple):
-    """One 20-way one-shot task: find the training picture of the character that each test picture shows."""
+class OneShotRun(NamedTuple):
+    """One 20-way one-shot task: find the training image of the same character as each test image."""
 
     training: Tensor  # (20, S, S)
     test: Tensor  # (20, S, S)
-    answers: Tensor  # (20,), int64: for each test picture the index of its training picture
+    answers: Tensor  # (20,), int64: index of the training image for each test image
 
 
 class OwnAlphabet(NamedTuple):
@@ -52,26 +52,26 @@ class OwnAlphabet(NamedTuple):
 
     name: str
     classes: list[str]  # K
-    examples: Tensor  # (K, S, S), one of each class
+    examples: Tensor  # (K, S, S), one for each class
     query_names: list[str]  # Q
     queries: Tensor  # (Q, S, S)
 
 
 def omniglot(root: str | Path, evaluation: bool, size: int = 28) -> dict[str, Alphabet]:
-    """Read Omniglot (Lake et al. 2015): drawings of 50 alphabets by 20 people each. Writes nothing.
+    """Read one set of Omniglot (Lake et al. 2015), which has 50 alphabets, each drawn by 20 people.
 
     Args:
-        root: Folder that holds ``omniglot-py/images_background`` and ``omniglot-py/images_evaluation``, unpacked as
-            torchvision leaves them (preferred) or as ``.zip``, which are read in memory.
-        evaluation: The 20 alphabets (659 characters) to test on, or the 30 (964) to learn from.
-        size: Height and width of the result; the originals have 105 pixels (bilinear, smoothed).
+        root: Folder that contains ``omniglot-py/images_background`` and ``omniglot-py/images_evaluation``, unpacked as
+            by torchvision, or as ``.zip`` files, which are read in memory. Unpacked folders take precedence.
+        evaluation: Read the 20 alphabets (659 characters) for test instead of the 30 (964 characters) for training.
+        size: Height and width of the images, resized from 105 pixels (bilinear with antialiasing).
 
     Returns:
-        The alphabets by name, sorted, their characters in the order of their folders, the drawings by number.
+        The alphabets by name, sorted, with their characters in the order of the folders and the drawings by number.
 
     Raises:
-        InputError: If the set is missing, the archive or a picture damaged, a picture in an unexpected place, or
-            characters of one alphabet have different numbers of drawings.
+        InputError: If the set is missing, the archive or an image is damaged, an image is in an unexpected folder, or
+            the characters of an alphabet differ in their number of drawings.
     """
     _check(size)
     name = _SETS[evaluation]
@@ -99,22 +99,22 @@ def omniglot(root: str | Path, evaluation: bool, size: int = 28) -> dict[str, Al
 
 
 def has_omniglot(root: str | Path) -> bool:
-    """Whether both sets are there, unpacked or as ``.zip``.
+    """Return whether both sets exist, unpacked or as ``.zip``.
 
-    What is there but broken counts: ``omniglot`` then names it, and nobody falls back to other data unawares.
+    A broken set counts as existing: ``omniglot`` then reports it, so that nobody uses other data by mistake.
     """
     place = Path(root) / "omniglot-py"
     return all(any(os.path.lexists(place / file) for file in (name, f"{name}.zip")) for name in _SETS)
 
 
 def download_omniglot(root: str | Path) -> None:
-    """Download both sets and the 20 runs with torchvision to ``<root>/omniglot-py/*.zip``: all three or nothing.
+    """Download both sets and the 20 runs with torchvision to ``<root>/omniglot-py/*.zip``: all three or none.
 
     Args:
-        root: Folder to download into; made where it does not exist.
+        root: Folder to download into. It is created if it does not exist.
 
     Raises:
-        InputError: If the download fails (a server silent for 10 seconds counts) or ``root`` cannot be written.
+        InputError: If the download fails or times out (10 seconds), or ``root`` is not writable.
     """
     from torchvision.datasets import Omniglot
     from torchvision.datasets.utils import download_url
@@ -125,21 +125,21 @@ def download_omniglot(root: str | Path) -> None:
 
     def fetch(folder: Path) -> None:
         for file, (url, md5) in files.items():
-            download_url(url, folder / "omniglot-py", file, md5)  # torchvision's class itself would unpack it, too
+            download_url(url, folder / "omniglot-py", file, md5)  # torchvision's Omniglot class would unpack it too
 
     by_hand = f"put {', '.join(files)} from {_HOME}, folder python, into {Path(root) / 'omniglot-py'} by hand"
     download("Omniglot", fetch, [f"omniglot-py/{file}" for file in files], root, by_hand)
 
 
-def one_shot_runs(root: str | Path, size: int = 28) -> list[Run]:
-    """Read the 20 fixed one-shot tasks that people and models are compared on (Lake et al. 2015). Writes nothing.
+def one_shot_runs(root: str | Path, size: int = 28) -> list[OneShotRun]:
+    """Read the 20 fixed one-shot tasks of Lake et al. (2015), on which people and models are compared.
 
-    Each is 20-way within one of ten alphabets of Omniglot's evaluation set: training pictures by one person, test
-    pictures by another.
+    Each task has 20 characters of one of ten evaluation alphabets. One person drew the training images, another the
+    test images.
 
     Args:
-        root: Folder that holds ``omniglot-py/all_runs``, unpacked (preferred), or ``omniglot-py/all_runs.zip``.
-        size: Height and width of the result, as for ``omniglot``.
+        root: Folder that contains ``omniglot-py/all_runs`` or, if that does not exist, ``omniglot-py/all_runs.zip``.
+        size: Height and width of the images, as for ``omniglot``.
 
     Raises:
         InputError: If the runs are missing, incomplete or damaged.
@@ -159,30 +159,30 @@ def one_shot_runs(root: str | Path, size: int = 28) -> list[Run]:
         images = [torch.stack([_drawing(*find(name), size) for name in names]) for names in (training, test)]
         where, content = find(f"{run}/class_labels.txt")
         words = content.decode(errors="replace").split()
-        same = dict(zip(words[::2], words[1::2], strict=False))  # a line names a test and a training picture
+        same = dict(zip(words[::2], words[1::2], strict=False))  # each line names a test image and its training image
         for name in test:
             if same.get(name) not in training:
-                raise InputError(f"{where} names no training picture for {name}: {_AGAIN}")
-        runs.append(Run(*images, torch.tensor([training.index(same[name]) for name in test])))
+                raise InputError(f"{where} names no training image for {name}: {_AGAIN}")
+        runs.append(OneShotRun(*images, torch.tensor([training.index(same[name]) for name in test])))
     return runs
 
 
 def own_alphabets(folder: str | Path, size: int = 28) -> list[OwnAlphabet]:
-    """Read a user's pictures, ``<alphabet>/examples/<class>.png`` and ``<alphabet>/queries/<any name>.png``.
+    """Read a user's images, ``<alphabet>/examples/<class>.png`` and ``<alphabet>/queries/<any name>.png``.
 
-    A picture, PNG, JPG or WebP of any size and colour, may be dark on light or light on dark: its border is taken for
-    paper. It is filled up with paper to a square, shrunk, and stretched so that its darkest ink is 255.
+    An image can be a PNG, JPG or WebP of any size and colour, dark on light or light on dark: the colour of its border
+    counts as paper. It is padded to a square, resized, and scaled so that its strongest ink is 255.
 
     Args:
-        folder: Folder of the alphabets' folders.
-        size: Height and width of the result.
+        folder: Folder with one folder for each alphabet.
+        size: Height and width of the images in pixels, at least 8.
 
     Returns:
         The alphabets by name; classes and queries in natural order (``k2`` before ``k10``).
 
     Raises:
-        InputError: If there is no alphabet, one without examples or queries, with fewer than two classes or two
-            pictures of a class, or a picture that is broken or blank.
+        InputError: If there is no alphabet, an alphabet has no examples, no queries, fewer than two classes or two
+            examples of a class, or an image is damaged or blank.
     """
     _check(size)
     layout = "<alphabet>/examples/<class>.png and <alphabet>/queries/<any name>.png"
@@ -191,17 +191,17 @@ def own_alphabets(folder: str | Path, size: int = 28) -> list[OwnAlphabet]:
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}): give a folder with {layout}") from error
     if not places:
-        raise InputError(f"{folder} holds no alphabets: put pictures into {layout}")
+        raise InputError(f"{folder} holds no alphabets: put images into {layout}")
     alphabets = []
     for place in places:
         for part in ("examples", "queries"):
             if not (place / part).is_dir():
-                raise InputError(f"{place} has no folder {part}: put pictures into {layout}")
+                raise InputError(f"{place} has no folder {part}: put images into {layout}")
         examples, queries = picture_paths(place / "examples"), picture_paths(place / "queries")
         classes = [path.stem for path in examples]
         for path in examples:
             if classes.count(path.stem) > 1:
-                raise InputError(f"{path}: there is another picture of the class {path.stem}: keep one of them")
+                raise InputError(f"{path}: there is another image of the class {path.stem}: keep one of them")
         if len(classes) < 2:
             raise InputError(f"{place / 'examples'} holds only the class {classes[0]}: give at least 2 classes")
         alphabets.append(
@@ -216,14 +216,14 @@ def own_alphabets(folder: str | Path, size: int = 28) -> list[OwnAlphabet]:
     return alphabets
 
 
-_FONTS = [  # of those that come with Matplotlib, the ones for text
+_FONTS = [  # Matplotlib's text fonts
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
     *(f"DejaVuSansMono{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
     *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
     *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
     *("cmr10", "cmb10", "cmss10", "cmti10", "cmtt10"),
 ]
-# Test alphabets are of scripts of their own. Those that look like Latin (Lisu is Latin capitals, turned) are to learn.
+# Training and test alphabets share no script. Those that resemble Latin, such as Lisu, are for training.
 _TRAIN = {
     "Latin capitals": range(0x41, 0x5B),
     "Latin small letters": range(0x61, 0x7B),
@@ -249,24 +249,24 @@ _TEST = {
     "Nuskhuri": range(0x2D00, 0x2D26),
     "Tifinagh": range(0x2D30, 0x2D68),
 }
-_ALIKE = 0.97  # cosine of two blurred characters from which on they count as one
+_ALIKE = 0.97  # cosine similarity of blurred characters from which on they count as the same
 
 
-@lru_cache(maxsize=1)  # a second or two
+@lru_cache(maxsize=1)  # drawing them takes a second or two
 def font_alphabets(size: int = 28, drawings: int = 20) -> tuple[dict[str, Alphabet], dict[str, Alphabet]]:
-    """Alphabets from the fonts that come with Matplotlib: nothing is downloaded, the result is the same every time.
+    """Draw alphabets with the fonts that come with Matplotlib. Needs no download and always returns the same.
 
-    Each drawing of a character is by another hand: another font where there is one, another thickness of the pen, and
-    every time a little turned, slanted, stretched, shifted and bent. Characters are enlarged to one size; of those that
-    then look the same in one of the fonts only the first is kept.
+    Drawings of a character differ in font (if several have it), pen width and a small random affine and smooth
+    distortion. All characters are scaled to the same size. Of characters that look alike in any font after that, only
+    the first is kept.
 
     Args:
-        size: Height and width of a picture.
-        drawings: Drawings of each character.
+        size: Height and width of the images in pixels, at least 8.
+        drawings: Number of drawings of each character.
 
     Returns:
-        Alphabets to learn from and alphabets to test on, by name, of at least 20 characters each. Numbers are Unicode
-        code points. The two have no script in common.
+        Training and test alphabets by name, of at least 20 characters each. They have no script in common. Numbers are
+        Unicode code points.
 
     Raises:
         InputError: If ``size`` is less than 8 or ``drawings`` less than 1.
@@ -276,7 +276,7 @@ def font_alphabets(size: int = 28, drawings: int = 20) -> tuple[dict[str, Alphab
 
     _check(size)
     if drawings < 1:
-        raise InputError(f"drawings is {drawings}: ask for at least 1")
+        raise InputError(f"drawings is {drawings}: use at least 1")
     paths = [os.path.join(get_data_path(), "fonts", "ttf", f"{name}.ttf") for name in _FONTS]
     fonts = {path: FT2Font(path).get_charmap() for path in paths}
     result = {}, {}
@@ -288,32 +288,32 @@ def font_alphabets(size: int = 28, drawings: int = 20) -> tuple[dict[str, Alphab
         )
         kept = _different(shapes)
         if len(kept) >= 20:
-            images = _hands(shapes[:, kept], drawings, random)
+            images = _distorted(shapes[:, kept], drawings, random)
             result[name in _TEST][name] = Alphabet(images, [numbers[j] for j in kept])
     return result
 
 
 def _shapes(font: str, letters: list[int], side: int) -> Tensor:
-    """Each letter (K, side, side), 0 to 1, centred, its longer side two thirds of the picture's or, for dots, less."""
+    """Draw letters (K, side, side), 0 to 1, centred, with a longer side of at most two thirds of the image's."""
     import numpy as np
     from PIL import Image, ImageFont
 
-    # the plain layout engine: the other one may be missing, and would draw a little differently
+    # the basic engine is always available; the other one draws slightly differently
     loaded = ImageFont.truetype(font, side, layout_engine=ImageFont.Layout.BASIC)
-    pictures = np.zeros((len(letters), side, side), np.float32)
-    for picture, letter in zip(pictures, letters, strict=True):
+    images = np.zeros((len(letters), side, side), np.float32)
+    for image, letter in zip(images, letters, strict=True):
         mask = loaded.getmask(chr(letter), mode="L")
         ink = Image.frombytes("L", mask.size, bytes(mask))
         ink = ink.crop(ink.getbbox())
         scale = min(side * 2 / 3 / max(ink.size), 1.5)
         width, height = (max(1, round(length * scale)) for length in ink.size)
         left, top = (side - width) // 2, (side - height) // 2
-        picture[top : top + height, left : left + width] = ink.resize((width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(pictures / 255)
+        image[top : top + height, left : left + width] = ink.resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(images / 255)
 
 
 def _different(shapes: Tensor) -> list[int]:
-    """Of shapes (fonts, K, side, side) those that in every font look different from all that are kept before them."""
+    """Return which of K shapes (fonts, K, side, side) look, in every font, unlike all shapes kept before them."""
     small = F.adaptive_avg_pool2d(shapes, 28)
     blurred = F.normalize(F.avg_pool2d(small, 3, stride=1, padding=1).flatten(2), dim=2)
     alike = (blurred @ blurred.mT).amax(0) > _ALIKE
@@ -324,36 +324,34 @@ def _different(shapes: Tensor) -> list[int]:
     return kept
 
 
-def _hands(shapes: Tensor, drawings: int, random: "np.random.Generator") -> Tensor:
-    """Draw shapes (fonts, K, side, side) by different hands: (K, drawings, side / 2, side / 2), uint8."""
+def _distorted(shapes: Tensor, drawings: int, random: "np.random.Generator") -> Tensor:
+    """Distort shapes (fonts, K, side, side) in random ways: (K, drawings, side / 2, side / 2), uint8."""
     fonts, K, side, _ = shapes.shape
     font = torch.cat([torch.from_numpy(random.permutation(fonts)) for _ in range(math.ceil(drawings / fonts))])
     pen = torch.from_numpy(random.random(drawings, "float32"))[:, None, None]
     radius = round(side / 56)
     thick, thin = (sign * F.max_pool2d(sign * shapes, 2 * radius + 1, stride=1, padding=radius) for sign in (1, -1))
     ink, thick, thin = (these[font[:drawings]].movedim(0, 1) for these in (shapes, thick, thin))
-    ink = ink + 0.8 * (1 - pen) * (thin - ink) + 0.3 * pen * (thick - ink)  # not all thin: hairlines stay visible
+    ink = ink + 0.8 * (1 - pen) * (thin - ink) + 0.3 * pen * (thick - ink)  # less than 1, or hairlines would vanish
 
-    # in half pictures: a random affine map close to the identity, and shifts of 4 x 4 places, smooth between them
+    # in units of half an image: a random affine map close to the identity, and a smooth field from 4 x 4 random shifts
     noise = torch.from_numpy(random.standard_normal((K * drawings, 6 + 32), "float32"))
     affine = torch.eye(2, 3) + torch.tensor([0.1, 0.1, 0.08]) * noise[:, :6].view(-1, 2, 3)
     size = side // 2
     grid = F.affine_grid(affine, [K * drawings, 1, size, size], align_corners=False)
     bend = F.interpolate(0.06 * noise[:, 6:].view(-1, 2, 4, 4), (size, size), mode="bicubic", align_corners=False)
-    ink = F.avg_pool2d(
-        F.pad(ink.reshape(-1, 1, side, side), (1, 1, 1, 1)), 3, stride=1
-    )  # or sampling would skip strokes
+    ink = F.avg_pool2d(ink.reshape(-1, 1, side, side), 3, stride=1, padding=1)  # or sampling would skip strokes
     images = F.grid_sample(ink, grid + bend.movedim(1, -1), align_corners=False).view(K, drawings, size, size)
     return (images * 255).round().to(torch.uint8)
 
 
 def _check(size: int) -> None:
     if size < 8:
-        raise InputError(f"size is {size}: ask for at least 8 pixels, no character fits into less")
+        raise InputError(f"size is {size}: use at least 8 pixels, or characters do not fit")
 
 
 def _contents(root: str | Path, name: str) -> Iterator[tuple[PurePosixPath, str, bytes]]:
-    """Yields path inside the set, name for errors, and content of each picture and list of labels."""
+    """Yield the path inside the set, a name for errors, and the content of each image and list of labels."""
     place = Path(root) / "omniglot-py"
     folder, archive = place / name, place / f"{name}.zip"
 
@@ -380,16 +378,16 @@ def _contents(root: str | Path, name: str) -> Iterator[tuple[PurePosixPath, str,
         source = "python/one-shot-classification" if name == _RUNS else "python"
         raise InputError(f"Omniglot: {name}.zip is missing: get it from {_HOME}, {source}, and put it into {place}")
     if empty:
-        raise InputError(f"Omniglot: {folder if os.path.lexists(folder) else archive} holds no pictures: {_AGAIN}")
+        raise InputError(f"Omniglot: {folder if os.path.lexists(folder) else archive} holds no images: {_AGAIN}")
 
 
 def _drawing(where: str, content: bytes, size: int) -> Tensor:
-    """Omniglot's drawing (size, size). Its pictures have 1 bit, which Pillow would resize without smoothing."""
+    """Decode and resize a drawing of Omniglot. It has 1 bit, which Pillow would resize without antialiasing."""
     import numpy as np
     from PIL import Image
 
-    picture = decode(io.BytesIO(content), where).convert("L").resize((size, size), Image.Resampling.BILINEAR)
-    return 255 - torch.from_numpy(np.array(picture))
+    image = decode(io.BytesIO(content), where).convert("L").resize((size, size), Image.Resampling.BILINEAR)
+    return 255 - torch.from_numpy(np.array(image))
 
 
 def _own_drawing(path: Path, size: int) -> Tensor:
@@ -403,6 +401,6 @@ def _own_drawing(path: Path, size: int) -> Tensor:
     square = Image.new("F", (max(H, W), max(H, W)))
     square.paste(Image.fromarray(ink), ((max(H, W) - W) // 2, (max(H, W) - H) // 2))
     small = torch.from_numpy(np.array(square.resize((size, size), Image.Resampling.BILINEAR)))
-    if small.max() < 8:  # of 255: less is the noise of a scanner
-        raise InputError(f"{path} is blank: draw a character on it that differs from its border, or remove it")
+    if small.max() < 8:  # of 255; a scanner's noise is about as large
+        raise InputError(f"{path} is blank: draw a character that differs from the border, or remove the file")
     return (small * (255 / small.max())).round().to(torch.uint8)

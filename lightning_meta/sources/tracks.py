@@ -1,8 +1,8 @@
-"""Videos with a box around one object in each frame: test sequences, training videos, and drawn ones as a stand-in.
+"""Videos with a box around one object in each frame: test sequences, training videos, and generated ones.
 
-T is the number of frames, H and W their height and width in pixels. Frames are (3, H, W), uint8, red, green and blue. A
-box is left, top, width, height in pixels; 0 is the left edge of the first pixel. Where the object is not there or its
-place not known, a box is NaN.
+T is the number of frames, H and W their height and width in pixels. Frames are (3, H, W), uint8, RGB. A box is (left,
+top, width, height) in pixels, counted from 0 at the left edge of the first pixel. It is NaN if the object is absent or
+its position is unknown.
 """
 
 import math
@@ -25,46 +25,50 @@ from lightning_meta.seeding import generator
 from lightning_meta.sources.image_files import bundled_photographs, picture_paths, read_picture
 
 _NOWHERE = float("nan")
-_LARGEST = 2**24  # bytes of a file of boxes; half an hour of them has two million
+_LARGEST = 2**24  # largest file of boxes in bytes; half an hour of video has two million
 
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """A video with one object to follow. Frames are read or drawn when they are asked for, in any order."""
+    """A video with one object to track. ``frame`` reads or draws frames on demand, in any order."""
 
     name: str
     boxes: Tensor  # (T, 4), float32
-    frame: Callable[[int], Tensor]  # from 0 <= t < T to (3, H, W), uint8
-    corners: Tensor | None = None  # (T, 4, 2), float32, x and y, where the ground truth is a rotated rectangle
+    frame: Callable[[int], Tensor]  # from t, 0 <= t < T, to (3, H, W), uint8
+    corners: Tensor | None = None  # (T, 4, 2), float32, x and y, if the truth is a rotated rectangle
 
     def __len__(self) -> int:
         return len(self.boxes)
 
 
 def sequences(root: str | Path) -> list[Track]:
-    """Find the test sequences below a folder, laid out as VOT's (Kristan et al.) or OTB's (Wu et al. 2015).
+    """Find the test sequences in a folder, in the format of VOT (Kristan et al.) or OTB (Wu et al. 2015).
+
+    A sequence is a folder with one of these files:
+
+    - ``groundtruth.txt`` (VOT). Each line has the corners of a rotated rectangle (8 numbers) or a box (4 numbers).
+    - ``groundtruth_rect.txt`` (OTB; ``groundtruth_rect.2.txt`` is a second object). Each line has a box that counts
+      from 1, so 1 is subtracted. If the file counts from 0, its boxes are one pixel off.
+
+    Its frames are the PNG, JPG or WebP images in ``img/``, in ``color/`` or next to the file.
 
     Args:
-        root: Every folder below it, or itself, that holds one of these files is a sequence: ``groundtruth.txt`` (VOT),
-            each line the corners of a rotated rectangle (8 numbers, also taken for ``corners``) or a box (4), used as
-            it is; or else ``groundtruth_rect.txt`` (OTB; ``groundtruth_rect.2.txt`` is a second object), each line a
-            box counted from 1, so that 1 is subtracted. A file of that name that counts from 0 is one pixel off, which
-            does no harm. Frames are the PNG, JPG or WebP pictures in ``img/``, in ``color/`` or beside the file.
+        root: Folder to search, with all folders below it.
 
     Returns:
-        The sequences in order of their names, which are their paths below the root. Frames after OTB's last box are
+        The sequences in order of their names, which are their paths below ``root``. Frames after OTB's last box are
         left out.
 
     Raises:
-        InputError: If there are none, a file cannot be read or has something else in it, boxes and frames differ in
-            number, or the first box has no area or lies outside the first frame.
+        InputError: If there are none, a file is unreadable or malformed, the numbers of boxes and frames differ, or the
+            first box has no area or lies outside the first frame.
     """
     root = Path(root)
     tracks, ways = [], {}
     for folder, below, files in os.walk(root, followlinks=True):
         here = Path(folder).resolve()
         way = ways[folder] = ways.get(os.path.dirname(folder), frozenset()) | {here}
-        below[:] = sorted(  # but no link to where we come from, directly or through other links: it would have no end
+        below[:] = sorted(  # skip links to a folder on the way here: they would never end
             name
             for name in below
             if not (name.startswith(".") or any(at.is_relative_to((here / name).resolve()) for at in way))
@@ -74,23 +78,27 @@ def sequences(root: str | Path) -> list[Track]:
             tracks.append(_sequence(root, Path(folder, name)))
     if not tracks:
         raise InputError(
-            f"{root} holds no sequences: give a folder of folders with frames and groundtruth.txt (VOT) or "
+            f"{root} holds no sequences: each sequence is a folder with frames and groundtruth.txt (VOT) or "
             "groundtruth_rect.txt (OTB)"
         )
     return tracks
 
 
 def upright(corners: Tensor) -> Tensor:
-    """The upright box that a tracker starts from, after a rotated one (as in the tracker of Bertinetto et al. 2016).
+    """Return the upright box for a rotated one, as in the tracker of Bertinetto et al. (2016).
 
-    Centre = mean of the corners; with s = sqrt(area of the rotated box / area of the box around it), width =
-    s * (xmax - xmin) + 1 and height = s * (ymax - ymin) + 1.
+    The centre is the mean of the corners. With s = sqrt(area of the rotated box / area of its bounding box), the width
+    is s * (xmax - xmin) + 1 and the height s * (ymax - ymin) + 1.
 
     Args:
         corners: (..., 4, 2), x and y.
 
     Returns:
-        Boxes (..., 4); NaN where the corners enclose no area.
+        Boxes (..., 4); NaN if the corners enclose no area.
+
+    >>> import torch
+    >>> upright(torch.tensor([[0.0, 0], [10, 0], [10, 20], [0, 20]])).tolist()
+    [-0.5, -0.5, 11.0, 21.0]
     """
     x, y = corners.unbind(-1)
     area = (x * y.roll(-1, -1) - y * x.roll(-1, -1)).sum(-1).abs() / 2  # the shoelace formula
@@ -101,24 +109,24 @@ def upright(corners: Tensor) -> Tensor:
 
 
 def has_got10k(root: str | Path) -> bool:
-    """Whether GOT-10k's folder is there; one that is there but incomplete counts: ``got10k`` then names what lacks."""
+    """Return whether GOT-10k's folder exists. If it is incomplete, ``got10k`` names the missing part."""
     return os.path.lexists(Path(root) / "GOT-10k")
 
 
 def got10k(root: str | Path, split: str = "train") -> list[Track]:
     """Read GOT-10k (Huang et al. 2019).
 
-    Files: ``<root>/GOT-10k/<split>/<video>/{00000001.jpg,groundtruth.txt,absence.label}``. Boxes are used as they are.
+    Files: ``<root>/GOT-10k/<split>/<video>/{00000001.jpg,groundtruth.txt,absence.label}``.
 
     Args:
-        root: Folder that holds ``GOT-10k/``.
-        split: ``train`` or ``val``; the test set comes without boxes.
+        root: Folder that contains ``GOT-10k/``.
+        split: ``train`` or ``val``; the test set has no boxes.
 
     Returns:
-        The videos in order of their names. Frames where the object is absent have no box.
+        The videos in order of their names. A box is NaN if the object is absent.
 
     Raises:
-        InputError: If something is missing, or boxes, absences and frames differ in number.
+        InputError: If a file is missing or malformed, or the numbers of boxes, absences and frames differ.
     """
     folder = Path(root) / "GOT-10k" / split
     videos = sorted(
@@ -135,12 +143,12 @@ def got10k(root: str | Path, split: str = "train") -> list[Track]:
         boxes[absent[:, 0] != 0] = _NOWHERE
         tracks.append(Track(video.name, _known(boxes), _reader(video, frames)))
     if not tracks:
-        raise InputError(f"{folder} holds no videos: unpack them there")
+        raise InputError(f"{folder} holds no videos: unpack GOT-10k there")
     return tracks
 
 
 def has_imagenet_vid(root: str | Path) -> bool:
-    """Whether the folder of ImageNet's videos is there, complete or not."""
+    """Return whether the folder of ImageNet's videos exists, complete or not."""
     return os.path.lexists(Path(root) / "ILSVRC2015")
 
 
@@ -148,17 +156,17 @@ def imagenet_vid(root: str | Path, split: str = "train") -> list[Track]:
     """Read ImageNet's videos (ILSVRC 2015 VID).
 
     Files: ``<root>/ILSVRC2015/{Data,Annotations}/VID/<split>/<part>/<video>/000000.{JPEG,xml}``; ``val`` has no parts.
-    All annotations are read and no pictures: for the million frames of the original that takes a minute or more.
+    Reads all annotations but no images, which takes a minute or more for the million frames of the data set.
 
     Args:
-        root: Folder that holds ``ILSVRC2015/``.
+        root: Folder that contains ``ILSVRC2015/``.
         split: ``train`` or ``val``.
 
     Returns:
-        One track for each ``trackid`` of each video, through all of its frames.
+        One track of all frames for each ``trackid`` of each video.
 
     Raises:
-        InputError: If something is missing, or an annotation damaged or suspicious.
+        InputError: If a file is missing, or an annotation is damaged or declares a document type.
     """
     annotations, data = (
         _existing(Path(root) / "ILSVRC2015" / kind / "VID" / split, "ILSVRC2015_VID.tar.gz from image-net.org")
@@ -182,10 +190,10 @@ def imagenet_vid(root: str | Path, split: str = "train") -> list[Track]:
 
 
 def own_box(box: str | Sequence[float], height: int, width: int) -> Tensor:
-    """Check a user's box around the object to follow.
+    """Check a user's box around the object to track.
 
     Args:
-        box: Left, top, width, height in pixels, as text with commas or as numbers. It may reach beyond the frame.
+        box: Left, top, width, height in pixels, as numbers or as text with commas. It may reach beyond the frame.
         height: The frame's height.
         width: The frame's width.
 
@@ -193,7 +201,10 @@ def own_box(box: str | Sequence[float], height: int, width: int) -> Tensor:
         The box (4,), float32.
 
     Raises:
-        InputError: If it is not four numbers, has no area or lies outside the frame.
+        InputError: If the box is not four numbers, has no area or lies outside the frame.
+
+    >>> own_box("120,80,60,40", height=240, width=320)
+    tensor([120.,  80.,  60.,  40.])
     """
     try:
         checked = torch.tensor([float(number) for number in (box.split(",") if isinstance(box, str) else box)])
@@ -208,35 +219,39 @@ def own_box(box: str | Sequence[float], height: int, width: int) -> Tensor:
 
 
 def moving_objects(index: int, seed: int, frames: int = 60, size: int = 240) -> Track:
-    """Draw a video of a textured object that moves over a photograph: tracking without a download.
+    """Generate a video of a textured object that moves over a photograph. It needs no download.
 
-    The object is a superellipse, |x/a|^n + |y/b|^n <= 1, cut out of one of the bundled photographs and recoloured a
-    little. It moves, turns and grows smoothly, by up to 40 %, always whole within the frame, over another photograph
-    that pans slowly. Below it moves a second one of the same shape and another texture, to be confused with, and the
-    brightness changes.
+    The object is a superellipse, |x/a|^n + |y/b|^n <= 1, with the texture of one of the bundled photographs, slightly
+    recoloured. It moves, rotates and changes its size (by up to 40 %) smoothly and stays within the frame. The
+    background is another photograph, which pans slowly. A distractor of the same shape and another texture moves behind
+    the object. The brightness varies.
 
     Args:
-        index: Which video.
-        seed: Which collection of videos; the result is a function of both and nothing else.
+        index: Number of the video. The result is a function of ``seed`` and ``index``.
+        seed: Seed of the videos.
         frames: Number of frames.
-        size: Height and width of the frames.
+        size: Height and width of the frames in pixels.
 
     Returns:
-        The track. Its boxes are those of the shape, to a fraction of a pixel.
+        The track. Its boxes bound the shape exactly, not in whole pixels.
+
+    >>> track = moving_objects(0, seed=0, frames=3, size=64)
+    >>> track.boxes.shape, track.frame(2).shape
+    (torch.Size([3, 4]), torch.Size([3, 64, 64]))
     """
     random = generator(seed, index)
     photographs = _photographs()
     names = [*photographs]
-    scene = names.pop(random.integers(3))  # not the last, a drawing on white that is too small
+    scene = names.pop(random.integers(3))  # the last one is small, a drawing on white paper
     axes = size * random.uniform(0.07, 0.13) * np.exp(random.uniform(-0.25, 0.25) * np.array([1, -1]))
     n = random.uniform(2, 6)
     second, first = (_Object(random, photographs[names[random.integers(3)]], axes, n, frames, size) for _ in range(2))
-    draw = _Drawing(random, photographs[scene], (second, first), frames, size)
+    draw = _Scene(random, photographs[scene], (second, first), frames, size)
     return Track(f"moving-{seed}-{index}", torch.from_numpy(first.boxes).float(), draw)
 
 
 class _Object:
-    """A superellipse with a texture: where it is in each frame, and how it is drawn over one."""
+    """A superellipse with a texture. It knows its box in each frame and draws itself."""
 
     def __init__(
         self, random: np.random.Generator, photograph: Tensor, axes: np.ndarray, n: float, frames: int, size: int
@@ -245,13 +260,13 @@ class _Object:
         p = random.integers(min(H, W) // 6, min(H, W) // 3)
         corners = random.integers((H - p, W - p), size=(4, 2)).tolist()
         patches = [photograph[:, y : y + p, x : x + p] for y, x in corners]
-        self.patch = max(patches, key=lambda patch: patch.std().item())  # not a piece of plain sky
+        self.patch = max(patches, key=lambda patch: patch.std().item())  # avoids plain sky
         self.colour = torch.from_numpy(random.uniform(0.7, 1.3, (3, 1, 1))).float()
         self.n = n
         x, y, growth, turn = _wander(random, 4, frames)
         self.angle = 0.4 * turn
         self.axes = axes * 1.4 ** growth[:, None]
-        # how far the shape reaches to the right and down: the norm that is dual to its own
+        # half of the width and height: the dual norm of the rotated axes
         cos, sin = np.cos(self.angle)[:, None], np.sin(self.angle)[:, None]
         dual = n / (n - 1)
         half = np.stack(
@@ -268,13 +283,13 @@ class _Object:
         cos, sin = np.cos(self.angle[t]), np.sin(self.angle[t])
         place = torch.stack([x * cos + y * sin, y * cos - x * sin], -1) / torch.from_numpy(self.axes[t])
         radius = place.abs().pow(self.n).sum(-1).pow(1 / self.n)  # 1 at the edge
-        cover = ((1 - radius) * self.axes[t].min() + 0.5).clamp(0, 1).float()  # half a pixel of the edge on each side
+        cover = ((1 - radius) * self.axes[t].min() + 0.5).clamp(0, 1).float()  # the edge is one pixel wide
         inside = grid_sample(self.patch[None], place.float()[None], padding_mode="border", align_corners=False)[0]
         part += cover * (inside * self.colour - part)
 
 
-class _Drawing:
-    """Draws the frames of ``moving_objects``; an object, so that it can be sent to another process."""
+class _Scene:
+    """Draw frame t of ``moving_objects``. A class, because loader processes need to pickle it."""
 
     def __init__(
         self,
@@ -285,7 +300,7 @@ class _Drawing:
         size: int,
     ):
         H, W = photograph.shape[1:]
-        view = random.uniform(0.35, 0.65) * min(H, W)  # side of what is seen, in the photograph's pixels
+        view = random.uniform(0.35, 0.65) * min(H, W)  # side of the visible square, in pixels of the photograph
         room = np.array([W, H]) - view
         swing = np.minimum(room / 2, 0.15 * view)
         x, y, light = _wander(random, 3, frames)
@@ -311,7 +326,7 @@ def _photographs() -> dict[str, Tensor]:
 
 
 def _wander(random: np.random.Generator, count: int, frames: int) -> np.ndarray:
-    """Smooth random paths between -1 and 1, (count, frames): a slow and a fast oscillation each."""
+    """Return smooth random paths between -1 and 1, (count, frames), each a slow plus a fast oscillation."""
     period = random.uniform([[70], [25]], [[160], [50]], (2, count))[..., None]
     start = random.uniform(0, 2 * np.pi, (2, count))[..., None]
     slow, fast = np.sin(2 * np.pi / period * np.arange(frames) + start)
@@ -324,7 +339,7 @@ def _sequence(root: Path, truth: Path) -> Track:
     numbers = _numbers(truth, 4) if otb else _numbers(truth, 4, 8)
     frames = picture_paths(next((path for path in (folder / "img", folder / "color") if path.is_dir()), folder))
     if otb and folder.name.lower() == "david" and len(frames) - len(numbers) >= 299:
-        frames = frames[299:]  # its boxes begin at frame 300
+        frames = frames[299:]  # the boxes of OTB's David begin at frame 300
     if len(numbers) > len(frames) or (len(numbers) < len(frames) and not otb):
         raise InputError(f"{truth}: {len(numbers)} boxes for {len(frames)} frames: copy the sequence again")
     corners = None
@@ -343,27 +358,27 @@ def _sequence(root: Path, truth: Path) -> Track:
 def _check(box: Tensor, height: int, width: int, name: str) -> None:
     x, y, w, h = box.tolist()
     if not (w > 0 and h > 0):
-        raise InputError(f"{name} has no area: draw it around the object")
+        raise InputError(f"{name} has no area: give one with width and height above 0")
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         raise InputError(
-            f"{name}, {x:g},{y:g},{w:g},{h:g}, lies outside the frame of {width}x{height} pixels: draw it around the "
+            f"{name}, {x:g},{y:g},{w:g},{h:g}, lies outside the frame of {width}x{height} pixels: give one around the "
             "object"
         )
 
 
 def _known(boxes: Tensor) -> Tensor:
-    """Turns the boxes that are none into NaN."""
+    """Replace boxes that are not finite or have no area by NaN."""
     return torch.where((boxes.isfinite() & (boxes[:, 2:] > 0).all(1, True)).all(1, True), boxes, _NOWHERE)
 
 
 def _existing(folder: Path, what: str) -> Path:
     if not folder.is_dir():
-        raise InputError(f"{folder} is missing: get {what} and unpack it so that this folder is there")
+        raise InputError(f"{folder} is missing: get {what} and unpack it to create this folder")
     return folder
 
 
 def _reader(folder: Path, names: Iterable[str]) -> Callable[[int], Tensor]:
-    return partial(_read, folder, tuple(map(sys.intern, names)))  # a million frames, but most names come in every video
+    return partial(_read, folder, tuple(map(sys.intern, names)))  # a million frames share few names
 
 
 def _read(folder: Path, names: tuple[str, ...], t: int) -> Tensor:
@@ -371,7 +386,7 @@ def _read(folder: Path, names: tuple[str, ...], t: int) -> Tensor:
 
 
 def _numbers(path: Path, *columns: int) -> Tensor:
-    """Read a text file of numbers between commas or blanks, float32, with one of these numbers of columns."""
+    """Read a text file of numbers, separated by commas or spaces, as float32. ``columns`` are the allowed counts."""
     lines = _content(path, "copy the sequence again").decode(errors="replace").rstrip().splitlines()
     rows = []
     for line in lines:
@@ -383,7 +398,7 @@ def _numbers(path: Path, *columns: int) -> Tensor:
         if len(row) not in columns or len(row) != len(rows[0]) or math.inf in map(abs, row):
             raise InputError(
                 f"{path}: line {len(rows)}, {line.strip()[:80]!r}, is not {' or '.join(map(str, columns))} numbers, as "
-                "many as in the first: correct it or copy the sequence again"
+                "many as in line 1: correct it or copy the sequence again"
             )
     if not rows:
         raise InputError(f"{path} is empty: copy the sequence again")
@@ -400,14 +415,14 @@ def _content(path: Path, again: str) -> bytes:
 
 
 class _PlainTree(ElementTree.TreeBuilder):
-    """Builds no tree from a file that could define entities, with which a few bytes can fill the memory."""
+    """Refuse document types: they can define entities that expand a small file to gigabytes."""
 
     def doctype(self, name: str, public: str, system: str) -> None:
         raise ValueError("it declares a document type")
 
 
 def _objects(path: Path) -> list[tuple[int, list[float]]]:
-    """The objects in a frame of ImageNet's videos: ``trackid`` and box."""
+    """Read ``trackid`` and box of each object in an annotation of ImageNet's videos."""
     content = _content(path, "unpack it again")
     try:
         tree = ElementTree.fromstring(content, ElementTree.XMLParser(target=_PlainTree()))
@@ -416,5 +431,5 @@ def _objects(path: Path) -> list[tuple[int, list[float]]]:
             x, y, right, bottom = (float(thing.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
             found.append((int(thing.findtext("trackid")), [x, y, right - x, bottom - y]))
     except (ElementTree.ParseError, TypeError, ValueError, LookupError) as error:  # LookupError: unknown encoding
-        raise InputError(f"{path} is damaged or no annotation ({error}): unpack it again") from error
+        raise InputError(f"{path} is damaged or not an annotation ({error}): unpack it again") from error
     return found

@@ -6,9 +6,9 @@ from torch import nn
 from lightning_meta.learnets.layers import (
     FactorisedConv2d,
     FactorisedLinear,
-    begin_as_filters,
     depthwise_conv2d,
     filter_variation,
+    initialise_as_filters,
 )
 
 
@@ -21,7 +21,7 @@ def close(got, wanted):
 
 
 def filtered(picture, filters, padding):
-    """One channel, one place and one tap after another: w *_d x of (d, H, W) and (d, f, f). No flipping."""
+    """Depthwise cross-correlation of (d, H, W) with (d, f, f), as a loop."""
     d, f, _ = filters.shape
     _, H, W = picture.shape
     y = torch.zeros(d, H - f + 1 + 2 * padding, W - f + 1 + 2 * padding, dtype=torch.float64)
@@ -37,7 +37,7 @@ def filtered(picture, filters, padding):
 
 
 def mixed(picture, layer):
-    """A 1x1 convolution: at each place the channels times a matrix."""
+    """A 1x1 convolution, as a loop."""
     y = torch.zeros(layer.out_channels, *picture.shape[1:], dtype=torch.float64)
     for k in range(layer.out_channels):
         for c in range(layer.in_channels):
@@ -48,7 +48,7 @@ def mixed(picture, layer):
 
 
 def pictures(x):
-    """The pictures of a batch, each with the number of its example."""
+    """The images of a batch, each with the number of its example."""
     return [(b, x[b]) for b in range(len(x))] if x.ndim == 4 else [(b, p) for b in range(len(x)) for p in x[b]]
 
 
@@ -70,7 +70,7 @@ def test_depthwise_convolution_is_the_loop(shape, f, padding):
 @PADDINGS
 @pytest.mark.parametrize("only", [None, 0, 1])
 def test_its_gradients_are_those_of_taps(shape, f, padding, only):
-    """Also where only one of picture and filters wants one."""
+    """Also if only the image or only the filters need a gradient."""
     inputs = [randn(*shape), randn(shape[0], 2, f, f)]
     for i, value in enumerate(inputs):
         value.requires_grad_(only in (None, i))
@@ -102,7 +102,7 @@ def test_no_example_sees_anothers_filters():
 
 
 def test_depthwise_convolution_in_bf16():
-    """Under autocast filters come in bf16, pictures in either type, and gradients go back in the inputs' own."""
+    """Under autocast, filters are bf16 and images either type; gradients have the type of their inputs."""
     for dtype in (torch.float32, torch.bfloat16):
         x, filters = randn(2, 2, 6, 6).to(dtype).requires_grad_(), randn(2, 2, 3, 3).bfloat16().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
@@ -192,7 +192,7 @@ def test_how_much_is_predicted():
 def test_predicted_filters_begin_as_large_as_learned_ones(make, spread):
     torch.manual_seed(0)
     last = make()
-    begin_as_filters(last, 5, spread)
+    initialise_as_filters(last, 5, spread)
     features = torch.randn(30, 16, 4, 4)
     filters = last(features if isinstance(last, nn.Conv2d) else features.flatten(1)).flatten(1)
     assert last.bias.std().item() == pytest.approx(1 / 5, rel=0.05)
@@ -217,7 +217,7 @@ def test_a_collapsed_learnet_has_no_variation():
     one = randn(1, 4, 3, 3)
     assert filter_variation(one.expand(6, -1, -1, -1)).item() == pytest.approx(0, abs=1e-20)
     assert filter_variation(torch.zeros(6, 4, 3, 3)) == 0
-    constants = randn(6, 1).expand(6, 9)  # each exemplar's filters are flat: all variance is between exemplars
+    constants = randn(6, 1).expand(6, 9)  # filters are constant, so all variance is between exemplars
     assert filter_variation(constants).item() == pytest.approx(1)
     varied = one + 0.1 * randn(6, 4, 3, 3)
     assert 0 < filter_variation(varied).item() < 0.1

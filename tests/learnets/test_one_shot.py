@@ -14,7 +14,7 @@ from lightning_meta.learnets.one_shot import (
     Similarity,
     _errors,
     episode_softmax,
-    nearest_pictures,
+    nearest_images,
     pair_logistic,
 )
 from lightning_meta.learnets.one_shot_data import Episodes, OneShotDataModule
@@ -45,7 +45,7 @@ def randn(*shape):
 
 
 def network(variant="learnet", metric="weighted_l1", trunk="paper", batch_norm=True, offset=True):
-    """In float64, and with nothing left at a start that would hide it: statistics, scale, offset."""
+    """In float64, with random statistics, scales and offsets, because initial values could hide errors."""
     torch.manual_seed(0)
     net = OneShotNetwork(variant, metric, trunk, batch_norm, offset).double().eval()
     for name, buffer in net.named_buffers():
@@ -96,7 +96,7 @@ def test_28_pixels_become_one(variant, trunk, sides, batch_norm):
 
 
 def embedding(pupil, picture, filters=None):
-    """Of one picture, channel after channel where filters are its own."""
+    """Embed one image; a loop over channels applies its own filters."""
     x, middle = pupil.front(picture[None]), pupil.middle
     if isinstance(middle, nn.Conv2d):
         return pupil.back(middle(x))[0]
@@ -120,7 +120,7 @@ def gamma(similarity, a, b):
 
 
 def pair_score(net, exemplar, query):
-    """Of one exemplar and one query, as the paper has it."""
+    """The score of one exemplar and one query, by the paper's equations."""
     if net.variant == "siamese":
         a, b = embedding(net.pupil, exemplar), embedding(net.pupil, query)
     elif net.variant in ("unshared", "factorised"):
@@ -205,7 +205,7 @@ def test_every_weight_gets_a_gradient(variant):
 
 
 def same_pairs(labels, ways, shots):
-    """(E, W * S, X) of labels (E, X)."""
+    """Matching pairs (E, W * S, X) for labels (E, X)."""
     return torch.tensor([[[w == label for label in row] for w in range(ways) for _ in range(shots)] for row in labels])
 
 
@@ -231,7 +231,7 @@ def test_an_episode_has_two_soft_maxes(labels, shots):
     E, Z, X = same.shape
 
     def cross_entropies(rows, matches):
-        """Of each row: what the soft-max gives to its matches, which count alike."""
+        """Cross-entropy of each row with a uniform target over its matches."""
         for row, match in zip(rows, matches, strict=True):
             total = sum(math.exp(score) for score in row)
             right = [math.log(math.exp(score) / total) for score, m in zip(row, match, strict=True) if m]
@@ -243,7 +243,7 @@ def test_an_episode_has_two_soft_maxes(labels, shots):
     wanted = (sum(of_exemplars) / (E * Z) + sum(of_queries) / (E * X)) / 2
     assert episode_softmax(scores, same).item() == pytest.approx(wanted, rel=1e-12)
     if X == Z == 3:
-        targets = same.int().argmax(1)  # of each query its exemplar
+        targets = same.int().argmax(1)  # the exemplar of each query
         plain = [F.cross_entropy(scores, targets), F.cross_entropy(scores.mT, same.int().argmax(2))]
         assert episode_softmax(scores, same).item() == pytest.approx(sum(plain).item() / 2, rel=1e-12)
     assert torch.autograd.gradcheck(lambda s: episode_softmax(s, same), scores.requires_grad_())
@@ -285,14 +285,14 @@ def test_right_scores_have_no_error(choose):
 @CHOICES
 @pytest.mark.parametrize("value", [0.0, -3.0, float("inf")])
 def test_a_network_that_says_always_the_same_is_at_chance(choose, value):
-    """Ties go to the first, which is the answer to one question in each episode."""
+    """Ties go to the first class, which is right for one question in each episode."""
     errors = _errors(torch.full((30, 20, 20), value), episodes(shuffled_labels(30, 20), choose))
     assert errors.tolist() == pytest.approx([95] * 30)
 
 
 @CHOICES
 def test_a_network_that_goes_by_the_place_is_at_chance(choose, greys):
-    """The data shuffle queries: in the order of their classes there would be no error."""
+    """Queries need to be shuffled: in the order of their classes there would be no error."""
     data = OneShotDataModule(source="stand-in")
     data.setup("fit")
     labels = [data.sets["val"][i, Segment(i, 0, 1, True, Episode(20, 1, 1))][0][-1] for i in range(500)]
@@ -301,10 +301,10 @@ def test_a_network_that_goes_by_the_place_is_at_chance(choose, greys):
 
 
 def test_candidates_are_chosen_by_exemplars_and_classes_by_queries():
-    scores = torch.tensor([[[5.0, 4, 3], [6, 1, 0], [0, 0, 7]]])  # exemplars 0 and 1 both want query 0
+    scores = torch.tensor([[[5.0, 4, 3], [6, 1, 0], [0, 0, 7]]])  # exemplars 0 and 1 both choose query 0
     labels = torch.tensor([[0, 1, 2]])
     assert _errors(scores, episodes(labels, "candidate")).item() == pytest.approx(100 / 3)
-    # query 0 says class 1, query 1 class 0, query 2 class 2
+    # query 0 chooses class 1, query 1 class 0, query 2 class 2
     assert _errors(scores, episodes(labels, "class")).item() == pytest.approx(200 / 3)
 
 
@@ -333,19 +333,19 @@ def test_several_queries_of_a_class_are_counted_each():
 
 def test_the_nearest_picture_is_the_nearest_of_any_shot():
     exemplars, queries = randn(2, 3, 4, 1, 5, 5), randn(2, 6, 1, 5, 5)
-    scores = nearest_pictures(exemplars, queries)
+    scores = nearest_images(exemplars, queries)
     for e in range(2):
         for w in range(3):
             for x in range(6):
                 distances = [(exemplars[e, w, s] - queries[e, x]).square().sum().sqrt().item() for s in range(4)]
                 assert scores[e, w, x].item() == pytest.approx(-min(distances), rel=1e-5)
     same = queries[:, :3, None]
-    assert nearest_pictures(same, queries).argmax(1)[:, :3].tolist() == [[0, 1, 2]] * 2
-    assert nearest_pictures(same.bfloat16(), queries.bfloat16()).dtype == torch.float32
+    assert nearest_images(same, queries).argmax(1)[:, :3].tolist() == [[0, 1, 2]] * 2
+    assert nearest_images(same.bfloat16(), queries.bfloat16()).dtype == torch.float32
 
 
 class Oracle(nn.Module):
-    """Knows characters, each of one grey, by their brightness."""
+    """Recognises characters by their brightness; each has its own grey."""
 
     def forward(self, exemplars, queries):
         a, b = exemplars.flatten(1, 2).mean((-3, -2, -1)), queries.mean((-3, -2, -1))
@@ -359,7 +359,7 @@ class Indifferent(nn.Module):
 
 @pytest.fixture
 def greys(monkeypatch):
-    """Alphabets of 20 characters, in 20 drawings, which differ by less than two characters do."""
+    """Alphabets of 20 characters with 20 drawings; drawings differ less than characters."""
     levels = 10 * torch.arange(20)[:, None] + torch.arange(20) % 4
     images = levels[:, :, None, None].expand(-1, -1, 28, 28).to(torch.uint8)
     alphabet = characters.Alphabet(images, list(range(20)))
@@ -429,7 +429,7 @@ def test_a_network_that_does_not_look_is_at_chance(tmp_path, greys):
 
 
 def test_a_result_is_the_mean_of_all_episodes_with_its_interval(tmp_path, greys):
-    """The last batch is a smaller one, and counts less."""
+    """The last batch is smaller and has less weight."""
     model = OneShotRecognition()
     model.network, errors = Oracle(), []
 
@@ -452,7 +452,7 @@ def test_a_result_is_the_mean_of_all_episodes_with_its_interval(tmp_path, greys)
 
 
 def test_training_knows_which_pairs_are_of_one_class(monkeypatch):
-    """Its loss is that of the network's scores; several shots and queries, both losses, prototypes too."""
+    """The loss is that of the network's scores, for several shots and queries and both losses."""
     labels = torch.tensor([[0, 1, 1, 0, 2, 2], [2, 1, 0, 0, 1, 2]])
     batch = Episodes(randn(2, 3, 2, 1, 28, 28), randn(2, 6, 1, 28, 28), labels, WHOLE)
     for variant in ("siamese", "learnet", "prototypical"):

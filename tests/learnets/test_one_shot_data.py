@@ -12,13 +12,13 @@ from lightning_meta.cli import main
 from lightning_meta.errors import InputError
 from lightning_meta.learnets.one_shot import OneShotRecognition
 from lightning_meta.learnets.one_shot_data import (
-    Characters,
+    CharacterGroups,
     EpisodeSet,
     OfficialRuns,
     OneShotDataModule,
-    by_number,
-    gather,
-    turned,
+    group_characters,
+    rotate,
+    vinyals_split,
 )
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.running.segments import Episode, Segment, SegmentSampler
@@ -40,7 +40,7 @@ ALPHABET = {
 
 
 def picture(number, drawing):
-    """A character that says in three squares, one in another, which it is; its upper left corner is white."""
+    """A character that encodes its number and drawing in the grey of squares; its upper left corner is white."""
     image = torch.full((28, 28), number % 200, dtype=torch.uint8)
     image[8:20, 8:20] = number // 200
     image[12:16, 12:16] = drawing
@@ -49,7 +49,7 @@ def picture(number, drawing):
 
 
 def read(pictures):
-    """Number, drawing and quarter turns of pictures (..., 28, 28), ink 1."""
+    """Decode number, drawing and quarter turns of images (..., 28, 28), ink 1."""
     levels = (255 * pictures).round().int()
     numbers = levels[..., 4, 4] + 200 * levels[..., 9, 9]
     corners = torch.stack([levels[..., i, j] for i, j in ((0, 0), (-1, 0), (-1, -1), (0, -1))], -1)
@@ -72,7 +72,7 @@ def sets():
 
 @pytest.fixture(autouse=True)
 def sources(monkeypatch, sets):
-    """Stands for Omniglot, which is in the folder ``omniglot``, and for the fonts."""
+    """Replace Omniglot, in the folder ``omniglot``, and the fonts by small alphabets."""
 
     def fail(*_):
         raise AssertionError("a test wants to download")
@@ -115,7 +115,7 @@ def shape(ways, shots=1, queries=1):
 
 
 def episode_set(name="train", rotations=False, seed=0, layout=BACKGROUND, within_alphabet=True):
-    return EpisodeSet(name, gather(alphabets(layout), within_alphabet), rotations, seed)
+    return EpisodeSet(name, group_characters(alphabets(layout), within_alphabet), rotations, seed)
 
 
 def draw(episodes, indices, segment):
@@ -123,7 +123,7 @@ def draw(episodes, indices, segment):
 
 
 def check(episodes, within_alphabet=True):
-    """Classes are different characters of one alphabet, labels are right, no drawing is shown twice."""
+    """Classes are different characters of one alphabet, labels are right, and no drawing occurs twice."""
     numbers, drawings, turns = read(episodes.exemplars[:, :, :, 0])
     query_numbers, query_drawings, query_turns = read(episodes.queries[:, :, 0])
     for e, labels in enumerate(episodes.labels):
@@ -180,7 +180,7 @@ def test_all_characters_and_drawings_are_drawn():
 
 
 def test_quarter_turns_are_classes_of_their_own():
-    """Korean has 3 characters: with their turns it fills 12 ways, and no other alphabet fills 40."""
+    """Korean has 3 characters, so 12 classes with rotations; no alphabet has 40."""
     korean = {"Korean": BACKGROUND["Korean"]}
     episodes = draw(episode_set(rotations=True, layout=korean), range(20), shape(12))
     check(episodes)
@@ -194,7 +194,7 @@ def test_quarter_turns_are_classes_of_their_own():
 def test_turning_is_by_each_class():
     pictures = torch.rand(3, 4, 2, 1, 5, 5, dtype=torch.float64)
     turns = torch.tensor([[0, 1, 2, 3], [3, 3, 0, 1], [2, 0, 0, 0]])
-    got = turned(pictures.clone(), turns)
+    got = rotate(pictures.clone(), turns)
     for e in range(3):
         for w in range(4):
             for s in range(2):
@@ -251,7 +251,7 @@ def test_processes_draw_different_episodes_that_are_those_of_a_larger_batch():
 
 
 def numbers_in(batches):
-    """Which characters batches show."""
+    """The numbers of the characters in batches."""
     shown = [read(part)[0].flatten() for batch in batches for part in (batch.exemplars, batch.queries)]
     return set(torch.cat(shown).tolist())
 
@@ -272,12 +272,12 @@ def test_no_pair_of_a_test_alphabet_is_ever_trained_on(within_alphabet, source):
     assert numbers_in(pictured(data, cases)) == TEST
     assert numbers_in(pictured(data, data.val_dataloader())) == VAL
     assert numbers_in(pictured(data, data.predict_dataloader())) <= TEST
-    # what was not drawn could not have been: it is not in the set
+    # characters that were not sampled are not in the set
     assert set(read(data.sets["train"].characters.images / 255)[0].tolist()) == TRAIN
 
 
 def test_characters_by_number_are_never_in_both(sets):
-    train, test = by_number(sets[0] | sets[1])
+    train, test = vinyals_split(sets[0] | sets[1])
     assert {name: alphabet.numbers for name, alphabet in train.items() if name not in BACKGROUND} == {
         "Angelic": [1196, 1197, 1198, 1199, 1200]
     }
@@ -299,7 +299,7 @@ def test_characters_by_number_are_never_in_both(sets):
 
 @pytest.mark.parametrize("source", ["auto", "stand-in"])
 def test_the_fonts_have_no_such_numbers(source):
-    with pytest.raises(InputError, match=r"Omniglot is not in nowhere/omniglot-py.* choose lake"):
+    with pytest.raises(InputError, match=r"Omniglot is not in nowhere/omniglot-py.* use data.split: lake"):
         data_of(root="nowhere", source=source, split="vinyals")
 
 
@@ -327,7 +327,7 @@ def test_only_what_is_missing_is_downloaded(monkeypatch):
 
 
 def test_alphabets_that_are_too_small_for_training_are_passed_over():
-    with pytest.warns(UserWarning, match="left out of those: Korean, Latin$"):
+    with pytest.warns(UserWarning, match="too few characters for some training episodes: Korean, Latin$"):
         batches = training(data_of(), 60, ways=[[0, 3], [30, 10]])
     assert {ALPHABET[n] for n in numbers_in(batches[:30])} == {"Greek", "Korean", "Latin"}
     assert {ALPHABET[n] for n in numbers_in(batches[30:])} == {"Greek"}
@@ -336,16 +336,16 @@ def test_alphabets_that_are_too_small_for_training_are_passed_over():
 @pytest.mark.parametrize(
     ("options", "schedule", "message"),
     [
-        ({}, {"ways": 13}, "no alphabet has 13 characters, the largest 12: choose fewer ways"),
-        ({}, {"ways": [[0, 5], [99, 13]]}, "no alphabet has 13 characters"),
-        ({"rotations": True}, {"ways": 49}, "no alphabet has 49 characters, the largest 48"),
-        ({"within_alphabet": False}, {"ways": 25}, "no alphabet has 25 characters, the largest 24"),
+        ({}, {"ways": 13}, "13 ways, but the largest alphabet has 12 characters: lower the ways"),
+        ({}, {"ways": [[0, 5], [99, 13]]}, "13 ways, but the largest"),
+        ({"rotations": True}, {"ways": 49}, "49 ways, but the largest alphabet has 48"),
+        ({"within_alphabet": False}, {"ways": 25}, "25 ways, but the largest alphabet has 24"),
         (
             {},
             {"ways": 4, "shots": 18, "queries": 3},
-            "18 shots and 3 queries of the 20 drawings of a",
+            r"shots \+ queries = 21, but each character has only 20 drawings",
         ),
-        ({}, {"unroll": 4}, "schedule.ways: say how many classes an episode has, e.g. --schedule.ways 5"),
+        ({}, {"unroll": 4}, "schedule.ways is not set: .* --schedule.ways 5"),
     ],
 )
 def test_training_episodes_that_cannot_be(options, schedule, message):
@@ -356,16 +356,16 @@ def test_training_episodes_that_cannot_be(options, schedule, message):
 
 
 def test_validation_that_cannot_be():
-    with pytest.raises(InputError, match="no alphabet has 7 characters, the largest 6: choose fewer ways"):
+    with pytest.raises(InputError, match="7 ways, but the largest alphabet has 6 characters"):
         data_of(ways=7)
-    with pytest.raises(InputError, match="20 shots and 1 queries of the 20 drawings"):
+    with pytest.raises(InputError, match=r"shots \+ queries = 21, but .* only 20 drawings"):
         data_of(shots=20)
 
 
 def test_a_test_alphabet_is_never_passed_over():
     tests = {"many": {"ways": 7}}
     data_of("fit", tests=tests)
-    with pytest.raises(InputError, match=r"^many: Tibetan has fewer than 7 characters among"):
+    with pytest.raises(InputError, match=r"^data.tests: many: 7 ways, but the test alphabet Tibetan has fewer"):
         data_of("test", tests=tests)
     data_of("test", tests={"many": {"ways": 7, "within_alphabet": False}})
     data_of("test", tests={"many": {"ways": 24, "rotations": True}})
@@ -374,8 +374,8 @@ def test_a_test_alphabet_is_never_passed_over():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"way": 5}, "data.tests: mine: no option way: there are ways, shots, within_alphabet, choose, "),
-        ({"ways": 5, "shots": 5}, "data.tests: mine: one exemplar chooses its candidate: shots 1, or choose: class"),
+        ({"way": 5}, "data.tests: mine: unknown option way; use ways, shots, within_alphabet, choose, "),
+        ({"ways": 5, "shots": 5}, "data.tests: mine: choose: candidate needs shots: 1; use choose: class"),
     ],
 )
 def test_cases_that_cannot_be(options, message):
@@ -414,12 +414,14 @@ def test_several_shots_are_for_queries_that_choose():
 
 
 def runs():
-    """Three, of five characters; the drawing is the run's number, the queries' ten more."""
+    """Three runs of five characters. Drawing r is the exemplar in run r, drawing r + 10 the query."""
     made, random = [], torch.Generator().manual_seed(0)
     for run in range(3):
         answers, numbers = torch.randperm(5, generator=random), range(1196 + run, 1201 + run)
         training = torch.stack([picture(number, run) for number in numbers])
-        made.append(omniglot.Run(training, torch.stack([picture(numbers[a], run + 10) for a in answers]), answers))
+        made.append(
+            omniglot.OneShotRun(training, torch.stack([picture(numbers[a], run + 10) for a in answers]), answers)
+        )
     return made
 
 
@@ -443,21 +445,21 @@ def test_the_official_runs_are_a_case_where_omniglot_is(monkeypatch):
     assert lakes[0].choose == "class"
     for batch in lakes:
         check(batch)
-    with pytest.warns(UserWarning, match="Lake's: left out, it is made of Omniglot, which is not there"):
+    with pytest.warns(UserWarning, match="test case Lake's is skipped: official_runs needs Omniglot"):
         data = data_of("test", source="stand-in", **options)
     assert list(data.cases) == ["4-way 1-shot within an alphabet"]
     assert len(data.test_dataloader()) == 1
 
 
 def test_characters_are_gathered_in_order(sets):
-    images, drawings, groups = gather(sets[0], within_alphabet=True)
-    assert isinstance(gather(sets[0], True), Characters)
+    images, drawings, groups = group_characters(sets[0], within_alphabet=True)
+    assert isinstance(group_characters(sets[0], True), CharacterGroups)
     assert (images.shape, drawings) == ((600, 28, 28), 20)
     numbers, which, _ = read(images / 255)
     assert numbers.tolist() == [n for n in range(1, 31) for _ in range(20)]
     assert which.tolist() == list(range(20)) * 30
     assert {name: (group[0] + 1, len(group)) for name, group in groups.items()} == BACKGROUND
-    (everything,) = gather(sets[0], within_alphabet=False).groups.values()
+    (everything,) = group_characters(sets[0], within_alphabet=False).groups.values()
     assert everything.tolist() == list(range(30))
 
 
@@ -486,7 +488,7 @@ def test_training_pictures_are_augmented_alike_at_the_same_step():
 
 
 def test_no_two_drawings_are_augmented_alike():
-    """But for those that are left as they are."""
+    """About half of the images stay unchanged."""
     data = data_of(augment=10.0)
     episodes = augmented(data)
     alike = picture(1000, 5).expand_as(episodes.exemplars) / 255
@@ -521,7 +523,7 @@ def paint(path, column, dark=True):
 
 @pytest.fixture
 def own(tmp_path):
-    """Two alphabets of strokes that differ in their place; a query is at the place of its class."""
+    """Two alphabets of strokes at different positions; a query has the position of its class."""
     for name, columns in (("strokes", (5, 20, 35)), ("two", (10, 30))):
         for column in columns:
             paint(tmp_path / "own" / name / "examples" / f"at {column}.png", column)
@@ -592,14 +594,14 @@ def test_the_real_omniglot_and_its_runs(real_data, monkeypatch):
         for name, part in data.alphabets.items()
     }
     assert counts == {"train": (25, 792), "val": (5, 172), "test": (20, 659), "predict": (20, 659)}
-    by = by_number(data.alphabets["train"] | data.alphabets["val"] | data.alphabets["test"])
+    by = vinyals_split(data.alphabets["train"] | data.alphabets["val"] | data.alphabets["test"])
     assert [sum(len(alphabet.numbers) for alphabet in part.values()) for part in by] == [1200, 423]
     random, official = (pictured(data, loader) for loader in data.test_dataloader())
     assert [sum(len(batch.labels) for batch in batches) for batches in (random, official)] == [250, 20]
     for batch in official:
         assert batch.exemplars.shape[1:] == (20, 1, 1, 28, 28)
         assert (batch.labels.sort(1).values == torch.arange(20)).all()
-    # each picture of a run is a drawing of one test alphabet: there its exemplar and its query are of one character
+    # each image of a run is a drawing of a test alphabet, where exemplar and query are of the same character
     place = {
         image.numpy().tobytes(): (name, k)
         for name, (images, _) in data.alphabets["test"].items()

@@ -57,7 +57,7 @@ def test_sizes_are_the_papers():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_batch_is_scored_as_one_after_another(variant):
-    """Against one convolution for each exemplar, whose place (i, j) is the window that begins at pixel (8 i, 8 j)."""
+    """Equal to one convolution for each exemplar; place (i, j) is the window that begins at pixel (8 i, 8 j)."""
     net = network(variant).double()
     z, x = torch.rand(2, 3, 127, 127).double(), torch.rand(4, 3, 255, 255).double()
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_every_parameter_learns():
         scores = net(net.describe(torch.rand(2, 3, 127, 127)), torch.rand(2, 3, 239, 239))
         logistic_loss(scores[:, 0], labels(scores[:, 0], torch.tensor([1, -1]), torch.zeros(2, 2))).backward()
         convolutions = [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)]
-        shifts = {layer.bias for layer in convolutions}  # a batch norm takes most of these off again
+        shifts = {layer.bias for layer in convolutions}  # batch normalisation removes most of these
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
         assert all(p.grad.abs().max() > 1e-5 for p in net.parameters() if p not in shifts)
 
@@ -147,7 +147,7 @@ def test_a_large_crop_averages_and_does_not_skip():
 
 
 class Blob:
-    """Answers with a peak where the search is red, in place of a network."""
+    """Stands in for a network: its scores peak where the search is red."""
 
     gain, bias = 1.0, torch.zeros(())
 
@@ -157,7 +157,7 @@ class Blob:
 
     def __call__(self, target, searches):
         red = F.avg_pool2d(searches[:, 0] - searches[:, 1], 61, stride=1, padding=30)
-        return red[:, 63:192:8, 63:192:8][None] - 5  # negative, as scores may well be
+        return red[:, 63:192:8, 63:192:8][None] - 5  # scores may be negative
 
 
 @pytest.mark.parametrize("scales", [1, 3, 5])
@@ -192,7 +192,7 @@ def test_a_tracker_takes_over_a_part_of_the_scale_that_fits_best():
     torch.testing.assert_close(box[2:], torch.full((2,), 20 * (0.41 + 0.59 * 1.0375)))
     for _ in range(200):
         box = tracker.track(frame)
-    torch.testing.assert_close(box[2:], torch.full((2,), 100.0))  # five times its first size, and no more
+    torch.testing.assert_close(box[2:], torch.full((2,), 100.0))  # at most five times its first size
 
 
 def test_a_tracker_stays_within_the_frame():
@@ -221,5 +221,5 @@ def test_the_context_is_about_twice_a_square_box():
 
 
 def test_an_unknown_number_of_scales_is_refused():
-    with pytest.raises(InputError, match="choose 1, 3, 5"):
+    with pytest.raises(InputError, match="scales is 2: use 1, 3, 5"):
         LearnetTracker(network(), 2)

@@ -9,17 +9,16 @@ from PIL import Image
 from lightning_meta.cli import main
 from lightning_meta.drawing.files import write_mp4
 from lightning_meta.errors import InputError
-from lightning_meta.learnets.tracker import EXEMPLAR
+from lightning_meta.learnets.tracker import EXEMPLAR_SIZE
 from lightning_meta.learnets.tracking import LearnetTracking
 from lightning_meta.learnets.tracking_data import (
-    Film,
     Triplets,
     TripletSet,
-    by_video,
-    changed,
-    cut,
-    film,
-    own_film,
+    augment,
+    from_first_box,
+    object_crop,
+    own_video,
+    split_by_video,
 )
 from lightning_meta.learnets.tracking_figures import triplet_sheet, with_boxes
 from lightning_meta.running.segments import Segment
@@ -45,18 +44,18 @@ def red_square(name: str = "red", frames: int = 60, colour: int = 0) -> Track:
 
 
 def middle(picture: torch.Tensor) -> torch.Tensor:
-    """Centre of what is red, (x, y), in pixels from the picture's centre."""
+    """Centre of the red pixels, (x, y), in pixels from the image's centre."""
     y, x = (picture[0].float() > picture[1].float() + 0.2 * picture.float().max()).nonzero().float().mean(0)
     return torch.stack([x, y]) - (picture.shape[-1] - 1) / 2
 
 
 def test_the_object_lies_in_the_middle_of_an_exemplar_and_at_the_offset_of_a_search():
-    exemplar = torch.from_numpy(cut(red_square(), 3, np.zeros(2), EXEMPLAR))
+    exemplar = torch.from_numpy(object_crop(red_square(), 3, np.zeros(2), EXEMPLAR_SIZE))
     assert exemplar.shape == (3, 127, 127)
     assert middle(exemplar).abs().max() < 0.6
     red = exemplar[0] > exemplar[1] + 50
-    assert red.any(0).sum() == pytest.approx(127 / 2, abs=1.5)  # its context is twice its size
-    search = torch.from_numpy(cut(red_square(), 3, np.array([30.0, -12.0]), 255))
+    assert red.any(0).sum() == pytest.approx(127 / 2, abs=1.5)  # an exemplar's side is twice the object's
+    search = torch.from_numpy(object_crop(red_square(), 3, np.array([30.0, -12.0]), 255))
     torch.testing.assert_close(middle(search), torch.tensor([30.0, -12.0]), atol=0.6, rtol=0)
 
 
@@ -99,8 +98,8 @@ def test_frames_without_a_box_are_passed_over():
     for index in range(20):
         triplets[index, SEGMENT]
     assert set(used) == set(range(7, 12))
-    assert torch.equal(film(spied).box, video.boxes[7])
-    assert len(list(film(spied).frames())) == 5
+    assert torch.equal(from_first_box(spied).box, video.boxes[7])
+    assert len(list(from_first_box(spied).frames())) == 5
 
 
 def test_one_video_has_no_negatives():
@@ -111,45 +110,45 @@ def test_one_video_has_no_negatives():
 def test_changes_move_the_object_by_what_the_offset_says():
     samples = [TripletSet([red_square()], "train", augment=True)[i, SEGMENT] for i in range(6)]
     batch = Triplets.collate(samples)
-    ready = batch.ready()
+    ready = batch.prepare()
     assert ready.changes is None
     assert not torch.equal(ready.offset, batch.offset)
     for search, offset, change in zip(ready.searches, ready.offset, batch.changes[:, 1], strict=True):
-        if change[6] > 0.3:  # still red enough to be found
+        if change[6] > 0.3:  # otherwise it is not red enough to find
             torch.testing.assert_close(middle(search), offset, atol=1.0, rtol=0)
 
 
 def test_no_change_changes_nothing():
     pictures = torch.rand(2, 3, 31, 31)
     none = torch.tensor([1.0, 1, 0, 0, 0, 1, 1]).expand(2, 7)
-    torch.testing.assert_close(changed(pictures, none), pictures, atol=1e-4, rtol=0)
-    grey = changed(pictures, torch.tensor([1.0, 1, 0, 0, 0, 1, 0]).expand(2, 7))
+    torch.testing.assert_close(augment(pictures, none), pictures, atol=1e-4, rtol=0)
+    grey = augment(pictures, torch.tensor([1.0, 1, 0, 0, 0, 1, 0]).expand(2, 7))
     torch.testing.assert_close(grey[:, 0], grey[:, 2], atol=1e-5, rtol=0)
 
 
-def test_objects_of_one_film_are_on_one_side():
-    videos = [red_square(f"part/film{i // 2}/{i % 2}", 2) for i in range(40)]
-    train, val = by_video(videos)
+def test_objects_of_one_video_are_on_one_side():
+    videos = [red_square(f"part/video{i // 2}/{i % 2}", 2) for i in range(40)]
+    train, val = split_by_video(videos)
     assert len(val) == 4
     assert len(train) == 36
     names = [{video.name.rpartition("/")[0] for video in side} for side in (train, val)]
     assert not names[0] & names[1]
 
 
-def test_a_film_needs_a_box_within_its_first_frame(tmp_path):
+def test_a_video_needs_a_box_within_its_first_frame(tmp_path):
     write_mp4(tmp_path / "clip.mp4", [red_square().frame(t) for t in range(3)], fps=10)
     path = str(tmp_path / "clip.mp4")
-    assert own_film(path, [30, 40, 20, 20]).name == "clip"
+    assert own_video(path, [30, 40, 20, 20]).name == "clip"
     with pytest.raises(InputError, match=r"--data\.box"):
-        own_film(path, None)
+        own_video(path, None)
     with pytest.raises(InputError, match="outside the frame of 160x120"):
-        own_film(path, [200, 40, 20, 20])
+        own_video(path, [200, 40, 20, 20])
     with pytest.raises(InputError, match="no area"):
-        own_film(path, [30, 40, 0, 20])
+        own_video(path, [30, 40, 0, 20])
     (tmp_path / "empty").mkdir()
     for wrong in ("missing.mp4", "empty"):
         with pytest.raises(InputError, match=wrong):
-            own_film(str(tmp_path / wrong), [30, 40, 20, 20])
+            own_video(str(tmp_path / wrong), [30, 40, 20, 20])
 
 
 def test_predict_follows_the_users_box(tmp_path):
@@ -197,7 +196,7 @@ def test_test_writes_vot_results_and_measures(tmp_path):
     further = {measure["measure"]: measure for measure in record["further"]}
     assert {"VOT accuracy", "VOT failures", "OTB success", "OTB precision"} <= further.keys()
     still = next(iter(record["baselines"]))
-    overlaps = [max(20 - t, 0) / (20 + min(t, 20)) for t in range(1, 14)]  # of two squares that part
+    overlaps = [max(20 - t, 0) / (20 + min(t, 20)) for t in range(1, 14)]  # of two squares that move apart
     assert further["VOT accuracy"]["baselines"][still] == pytest.approx(np.mean(overlaps[9:]), abs=1e-5)
     assert further["OTB precision"]["baselines"][still] == 1
     expected = np.mean([np.mean([o > threshold / 20 for o in overlaps]) for threshold in range(21)])
@@ -214,7 +213,7 @@ def test_every_variant_learns_a_repeated_batch(variant):
     triplets = TripletSet(
         [red_square(str(i), colour=i % 3) for i in range(3)], "train", search_size=239, positives=0.75
     )
-    batch = Triplets.collate([triplets[i, SEGMENT] for i in range(4)]).ready()
+    batch = Triplets.collate([triplets[i, SEGMENT] for i in range(4)]).prepare()
     optimizer, losses = torch.optim.SGD(module.parameters(), 0.02, momentum=0.9), []
     for _ in range(8):
         loss = module.loss(module(batch)[0], batch)
@@ -244,7 +243,6 @@ def test_pictures_are_drawn():
     assert drawn[:, :19].eq(0).all()
 
 
-def test_a_film_can_be_read_twice():
-    video = film(red_square(frames=3))
-    assert isinstance(video, Film)
+def test_a_video_can_be_read_twice():
+    video = from_first_box(red_square(frames=3))
     assert all(torch.equal(a, b) for a, b in zip(video.frames(), video.frames(), strict=True))

@@ -28,13 +28,13 @@ LAYOUT = {
 
 
 def write(path, ink):
-    """A picture of 1 bit with black ink on white paper."""
+    """A 1-bit image with black ink on white paper."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(~np.asarray(ink, bool)).convert("1").save(path)
 
 
 def ink(number, drawing):
-    """One black block of 15 x 15 in 105 x 105 pixels, at a place of its own."""
+    """A black block of 15 x 15 in 105 x 105 pixels, at a position of its own for each character and drawing."""
     picture = np.zeros((105, 105), bool)
     row, column = divmod(number % 25, 5)
     picture[15 * row : 15 * row + 15, 15 * (column + drawing) : 15 * (column + drawing) + 15] = True
@@ -42,7 +42,7 @@ def ink(number, drawing):
 
 
 def block(number, drawing):
-    """The same, shrunk to 7 x 7 and enlarged to 14 x 14 again: where ``omniglot(size=14)`` must have its ink."""
+    """The same in 14 x 14 pixels: where ``omniglot(size=14)`` must have ink."""
     return ink(number, drawing)[7::15, 7::15].repeat(2, 0).repeat(2, 1)
 
 
@@ -58,7 +58,7 @@ def root(tmp_path):
 
 
 def pack(root, name, top=True):
-    """Put a folder into an archive of its own instead."""
+    """Replace a folder by an archive."""
     folder = root / "omniglot-py" / name
     with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
         for path in sorted(folder.rglob("*"), reverse=True):
@@ -118,7 +118,7 @@ def test_names_what_is_missing(root):
     refused(lambda: omniglot(root / "none", True), "images_evaluation.zip is missing")
     assert not has_omniglot(root / "none")
     (place / "images_background").mkdir()
-    refused(lambda: omniglot(root, False), place / "images_background", "holds no pictures")
+    refused(lambda: omniglot(root, False), place / "images_background", "holds no images")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -154,7 +154,7 @@ def test_refuses_a_damaged_or_treacherous_archive(root):
     content = path.read_bytes()
     for damaged in (b"", content[: len(content) // 2], content[:120] + b"????" + content[124:]):
         path.write_bytes(damaged)
-        assert has_omniglot(root)  # broken is not absent
+        assert has_omniglot(root)  # broken, but not absent
         refused(lambda: omniglot(root, True), path, "damaged")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("../outside.png", b"")
@@ -168,7 +168,7 @@ def test_refuses_a_size_that_holds_no_character(root, read):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Twenty runs; in run r the test picture j shows the character of training picture (7 j + r) mod 20."""
+    """Twenty runs. In run r test image j shows the character of training image (7 j + r) mod 20."""
     folder = tmp_path / "omniglot-py" / "all_runs"
     for r in range(20):
         run, lines = f"run{r + 1:02}", []
@@ -199,7 +199,7 @@ def test_refuses_incomplete_runs(runs):
     labels = (run / "class_labels.txt").read_text()
     for wrong in (labels.replace("run07/test/item03", "run07/test/item33"), labels.replace("class20", "class21"), "\0"):
         (run / "class_labels.txt").write_text(wrong)
-        refused(lambda: one_shot_runs(runs), run / "class_labels.txt", "names no training picture")
+        refused(lambda: one_shot_runs(runs), run / "class_labels.txt", "names no training image")
     (run / "class_labels.txt").unlink()
     refused(lambda: one_shot_runs(runs), "no run07/class_labels.txt")
     (run / "test" / "item20.png").unlink()
@@ -207,7 +207,7 @@ def test_refuses_incomplete_runs(runs):
 
 
 class Server:
-    """Stands for torchvision's download: writes one file a call, and fails at the last if so told."""
+    """Replaces torchvision's download: each call writes a file; the last one can fail."""
 
     def __init__(self, error=None):
         self.error, self.asked = error, {}
@@ -276,7 +276,7 @@ def test_reads_a_users_alphabets(own):
 
 
 def test_any_picture_of_a_character_reads_the_same(own):
-    """Wide, coloured, faint, a photograph's grey paper, chalk on a board: all are ink on paper."""
+    """Wide, coloured and faint images, photographs of paper and chalk on a board give the same ink."""
     cross = np.zeros((60, 60), bool)
     cross[27:33, 10:50] = cross[10:50, 27:33] = True
     queries = own / "marks" / "queries"
@@ -310,7 +310,7 @@ def test_refuses_what_is_no_alphabet(own):
     (own / "empty").rmdir()
 
     shutil.copy(marks / "examples/k1.png", marks / "examples/k1.jpg")
-    check(marks / "examples/k1", "another picture of the class k1")
+    check(marks / "examples/k1", "another image of the class k1")
     (marks / "examples/k1.jpg").unlink()
     Image.new("L", (40, 40), 200).save(marks / "queries/blank.png")
     check(marks / "queries/blank.png", "blank")
@@ -366,7 +366,7 @@ def test_no_character_of_the_fonts_is_the_missing_glyph_or_looks_like_another(fo
 
 
 def test_hands_differ_but_can_be_read(fonts):
-    """One of 20 by the nearest of blurred pictures: chance errs in 95 %, this in about 65, as on Omniglot."""
+    """20-way nearest neighbour of blurred images: its error is about 65 %, as on Omniglot; chance is 95 %."""
     random = torch.Generator().manual_seed(0)
     wrong = 0
     alphabets = [*fonts[0].values(), *fonts[1].values()]
@@ -409,7 +409,7 @@ def test_the_real_omniglot(real_data):
 
 @pytest.mark.slow
 def test_the_real_runs(real_data):
-    """Every picture is one of the evaluation set, and each answer is the same character by another hand."""
+    """Every image is in the evaluation set, and each answer is the same character by another person."""
     characters = {}
     for name, (images, numbers) in omniglot(real_data, True).items():
         for number, drawings in zip(numbers, images, strict=True):

@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_meta.errors import InputError
 from lightning_meta.sources import image_files, tracks
 from lightning_meta.sources.tracks import (
     got10k,
@@ -17,22 +16,14 @@ from lightning_meta.sources.tracks import (
     sequences,
     upright,
 )
+from tests.conftest import refused
 
 
 def frames(folder, count, first=1, digits=8, suffix="jpg", size=(40, 30)):
-    """Frames of one grey each: frame t has grey 10 t."""
+    """Write grey frames; frame t has the value 10 t."""
     folder.mkdir(parents=True, exist_ok=True)
     for t in range(count):
         Image.new("RGB", size, (10 * t,) * 3).save(folder / f"{t + first:0{digits}}.{suffix}", "JPEG")
-
-
-def refused(read, *words):
-    with pytest.raises(InputError) as caught:
-        read()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
 
 
 def is_frame(frame, t, shape=(3, 30, 40)):
@@ -47,14 +38,14 @@ def test_a_vot_sequence(tmp_path, place):
     folder = tmp_path / "vot" / "bag"
     frames(folder / place, 3)
     (folder / "groundtruth.txt").write_text(f"{POLYGON}\n12,9,16,12,12,15,8,12\nnan,nan,nan,nan,nan,nan,nan,nan\n")
-    (folder / "groundtruth_rect.txt").write_text("1,1,5,5\n" * 3)  # the polygons come first
+    (folder / "groundtruth_rect.txt").write_text("1,1,5,5\n" * 3)  # VOT's file takes precedence
     (track,) = sequences(tmp_path)
     assert (track.name, len(track)) == ("vot/bag", 3)
     assert track.corners.shape == (3, 4, 2)
     assert track.corners[0].tolist() == [[10, 5], [20, 5], [20, 25], [10, 25]]
     assert track.boxes.dtype == torch.float32
     assert track.boxes[0].tolist() == [9.5, 4.5, 11, 21]
-    width, height = 8 * math.sqrt(0.5) + 1, 6 * math.sqrt(0.5) + 1  # a rhombus fills half of the box around it
+    width, height = 8 * math.sqrt(0.5) + 1, 6 * math.sqrt(0.5) + 1  # a rhombus fills half of its bounding box
     torch.testing.assert_close(track.boxes[1], torch.tensor([12 - width / 2, 12 - height / 2, width, height]))
     assert track.boxes[2].isnan().all()
     assert all(is_frame(track.frame(t), t) for t in (2, 0, 1))
@@ -172,7 +163,7 @@ def test_got10k(tmp_path, monkeypatch):
     (tmp_path / "GOT-10k" / "train" / "list.txt").touch()
     assert has_got10k(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(tracks, "read_picture", pytest.fail)  # none is opened before it is asked for
+        patch.setattr(tracks, "read_picture", pytest.fail)  # frames are opened on demand only
         first, second = got10k(tmp_path)
     assert (first.name, second.name) == ("GOT-10k_Train_000001", "GOT-10k_Train_000002")
     assert first.boxes[[0, 2]].tolist() == [[1.5, 2, 3, 4], [9, 10, 11, 12]]
@@ -299,7 +290,7 @@ def test_moving_objects_are_a_function_of_seed_and_index():
     assert shown[0].shape == (3, 64, 64)
     assert shown[0].dtype == torch.uint8
     again = pickle.loads(pickle.dumps(moving_objects(3, seed=1, frames=5, size=64)))
-    assert all(torch.equal(again.frame(t), shown[t]) for t in (4, 1, 0))  # no frame needs another
+    assert all(torch.equal(again.frame(t), shown[t]) for t in (4, 1, 0))  # frames are independent
     assert torch.equal(again.boxes, track.boxes)
     for other in (moving_objects(4, 1, 5, 64), moving_objects(3, 2, 5, 64)):
         assert not torch.equal(other.boxes, track.boxes)
