@@ -15,10 +15,10 @@ from lightning_meta.dynamic_filters.stereo import (
     ViewPredictor,
     block_matching,
     disparities,
-    disparity_picture,
+    disparity_image,
     entropies,
 )
-from lightning_meta.dynamic_filters.stereo_data import Example, FixedPairs, Pairs, StereoPairsDataModule
+from lightning_meta.dynamic_filters.stereo_data import Example, FixedPairs, StereoBatch, StereoPairsDataModule
 from lightning_meta.errors import InputError
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.running.segments import Segment
@@ -180,7 +180,7 @@ def test_the_test_scores_a_model_its_baselines_and_its_disparities():
     examples[3] = examples[3]._replace(views=examples[3].views._replace(right_disparity=partly))
     metrics = metrics_of(model, examples)
 
-    batch = Pairs.collate([(example, SEGMENT) for example in examples])
+    batch = StereoBatch.collate([(example, SEGMENT) for example in examples])
     with torch.no_grad():
         right, filters = model(batch.left)
     scored = [0, 2, 3, 4]
@@ -263,7 +263,7 @@ def test_losses_are_float32_at_least(precision, dynamic):
 def test_pictures_show_views_disparities_and_their_scale(dynamic):
     model = StereoPrediction(width=2, untied_bias=False, dynamic=dynamic).eval()
     examples = drawn(6)
-    batch = Pairs.collate([(example, SEGMENT) for example in examples])
+    batch = StereoBatch.collate([(example, SEGMENT) for example in examples])
     with torch.no_grad():
         row = model._draw(batch)[0]
         sheets = model.pictures(batch)
@@ -275,14 +275,14 @@ def test_pictures_show_views_disparities_and_their_scale(dynamic):
     assert sheets["pairs"].shape[0] == 3
     if dynamic:
         scale = row["0 to 6 px"]
-        torch.testing.assert_close(scale[:, 0, 0], disparity_picture(torch.full((1, 1, 1), 6.0), 6)[:, 0, 0])
-        nothing = Pairs.collate([(examples[0]._replace(views=Views(*examples[0].views[:2])), SEGMENT)])
+        torch.testing.assert_close(scale[:, 0, 0], disparity_image(torch.full((1, 1, 1), 6.0), 6)[:, 0, 0])
+        nothing = StereoBatch.collate([(examples[0]._replace(views=Views(*examples[0].views[:2])), SEGMENT)])
         with torch.no_grad():
             assert "true disparity" not in model._draw(nothing)[0]
 
 
 def test_colours_rise_with_the_disparity_and_the_unknown_is_grey():
-    found = disparity_picture(torch.tensor([[[0.0, 3.0, 6.0, 9.0, math.nan]]]), 6)
+    found = disparity_image(torch.tensor([[[0.0, 3.0, 6.0, 9.0, math.nan]]]), 6)
     assert found.shape == (3, 1, 5)
     assert len({tuple(colour) for colour in found[:, 0].T[:3].tolist()}) == 3
     assert found[:, 0, 2].tolist() == found[:, 0, 3].tolist()
@@ -290,7 +290,7 @@ def test_colours_rise_with_the_disparity_and_the_unknown_is_grey():
 
 
 def test_untied_biases_say_which_size_they_fit():
-    with pytest.raises(InputError, match=r"views of 18x16 pixels: untied biases fit 64x64 only"):
+    with pytest.raises(InputError, match=r"views have 18x16 pixels, but untied biases need 64x64: scale the views"):
         StereoPrediction(width=2)(torch.rand(1, 1, 16, 18))
 
 

@@ -149,7 +149,9 @@ def test_highway_segments_one_after_another_are_the_whole(cut):
 def test_untied_biases_fit_one_size_and_two_frames_are_needed():
     with pytest.raises(ValueError, match="scale the images, or turn untied biases off"):
         small_highway()(torch.rand(1, 6, 1, 8, 8, dtype=torch.float64), 0, 5, 3)
-    with pytest.raises(InputError, match=r"model\.input_frames: 1: the highway network reads 2 frames at once"):
+    with pytest.raises(
+        InputError, match=r"model\.input_frames is 1, but the highway network reads 2 frames at once: raise it to 2"
+    ):
         VideoPrediction(layout="highway", input_frames=1)
 
 
