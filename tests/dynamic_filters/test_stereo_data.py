@@ -197,8 +197,8 @@ def spoilt(folder, what):
     [
         ("no partner", [], "4.png has no partner of that name"),
         ("sizes", [], "give two views of one size"),
-        ("small", [], "0.png is 15x64 pixels: give views of 16x16 at least"),
-        ("few", [], "no folder there has 10 pairs"),
+        ("small", [], "0.png is 15x64 pixels: views need at least 16x16"),
+        ("few", [], "training needs a folder with at least 10 pairs"),
         ("scale", [], "disp.png does not say how many of its levels are one pixel: give --data.disparity_scale"),
         ("layout", [], "holds no stereo pairs in a known layout"),
         ("one file", ["--data.size=64"], "highwayDriving_test.h5 is missing"),
