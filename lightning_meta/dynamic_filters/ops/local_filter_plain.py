@@ -115,9 +115,8 @@ def _windows(x: Tensor, filters: Tensor) -> Tensor:
 def _tiles(filters: Tensor) -> Iterator[tuple[slice, slice, slice]]:
     """Split (B, G, Kh, Kw, H, W) into slices of samples, groups and rows, the largest first."""
     B, G, kh, kw, H, W = filters.shape
-    budget = (
-        350_000 if filters.device.type == "cpu" else 2**19
-    )  # elements: to stay in cache; on CUDA, to launch fewer kernels
+    # Elements per tile: few enough to stay in cache on a CPU, enough to launch few kernels on CUDA.
+    budget = 350_000 if filters.device.type == "cpu" else 2**19
     blocks = min(H, -(-H * W * kh * kw // budget))
     h = -(-H // blocks)  # blocks of equal height
     g = min(G, max(1, budget // (kh * kw * W * H)))
