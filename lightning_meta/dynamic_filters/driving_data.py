@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from lightning_meta.dynamic_filters.moving_mnist_data import ClipDataModule, FixedClips, GeneratedClips
+from lightning_meta.dynamic_filters.photographs import grey_photographs
 from lightning_meta.errors import InputError
 from lightning_meta.running.data_module import SPLITS, Source
 from lightning_meta.seeding import generator
-from lightning_meta.sources import driving, image_files
+from lightning_meta.sources import driving
 
 STAND_IN = "drives over bundled photographs, a stand-in for driving video"
 
@@ -110,11 +111,7 @@ class DrivingVideoDataModule(ClipDataModule):
         h, videos = self.hparams, self.read()
         self.counts = {"val": h.val_sequences, "test": h.test_sequences or 1000, "predict": h.predict_sequences}
         if videos is None:
-            found = {
-                name: image_files.grey(photograph) for name, photograph in image_files.bundled_photographs().items()
-            }
-            names = {"train": ("china", "flower"), "val": ("minduka",), "test": ("grace_hopper",)}
-            photographs = {split: [found[name] for name in names[split]] for split in names}
+            photographs = grey_photographs()
             self.sets = {
                 "train": RenderedDrives(photographs["train"], "train", h.seed),
                 "val": RenderedDrives(photographs["val"], "val", seed=0),

@@ -50,10 +50,10 @@ def flow_picture(flow: Tensor, max_flow: float, mask: Tensor | None = None) -> T
     # HSV to RGB with value 1: each channel is a trapezoid over the circle of hues; they are a third of a turn apart.
     thirds = torch.tensor([0.0, 4.0, 2.0])[:, None, None]
     colour = (((hue * 6 + thirds) % 6 - 3).abs() - 1).clamp(0, 1)
-    picture = 1 - saturation * (1 - colour)
+    image = 1 - saturation * (1 - colour)
     if mask is not None:
-        picture = torch.where(mask.cpu().bool(), picture, 0.85)
-    return (picture * 255).round().to(torch.uint8)
+        image = torch.where(mask.cpu().bool(), image, 0.85)
+    return (image * 255).round().to(torch.uint8)
 
 
 def colour_wheel(size: int) -> Tensor:

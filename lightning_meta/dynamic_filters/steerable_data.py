@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_meta.command_options import Numbers
+from lightning_meta.dynamic_filters.photographs import grey_photographs
 from lightning_meta.errors import InputError
 from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
 from lightning_meta.running.segments import Key, Segment
@@ -153,11 +154,7 @@ class SteerablePatchesDataModule(MetaDataModule):
                 f"{folder} has {len(paths)} images: put at least three natural images (PNG, JPG or WebP) there"
             )
         if not self.use_papers_data("three pictures", folder, STAND_IN):
-            found = {
-                name: image_files.grey(photograph) for name, photograph in image_files.bundled_photographs().items()
-            }
-            names = {"train": ("china", "flower"), "val": ("minduka",), "test": ("grace_hopper",)}
-            return {split: [found[name] for name in names[split]] for split in names}
+            return grey_photographs()
         images = [image_files.grey(image_files.read_picture(path)) for path in paths]
         for path, image in zip(paths, images, strict=True):
             if min(image.shape) < SIZE:

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_meta.dynamic_filters.photographs import grey_photographs
 from lightning_meta.errors import InputError
 from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
 from lightning_meta.running.segments import Key, Segment
 from lightning_meta.seeding import generator, shuffled
-from lightning_meta.sources import image_files, stereo
+from lightning_meta.sources import stereo
 from lightning_meta.sources.driving import read_highway
 from lightning_meta.sources.stereo import StereoPair, Views
 
 SIZE = 64  # side of the paper's images
 STAND_IN = "drawn scenes of textured layers, a stand-in for highway driving"
 FEWEST = 10  # smallest number of pairs in a folder that is used for training
-PHOTOGRAPHS = ("china", "flower"), ("minduka",), ("grace_hopper",)  # the textures of each split
 MEAN_OF = 500  # number of training pairs that the mean view averages
 
 
@@ -178,7 +178,7 @@ class StereoPairsDataModule(MetaDataModule):
         elif self.use_papers_data("highway driving", highway, STAND_IN):
             self._use_highway(highway)
         else:
-            self._use_drawn()
+            self._use_rendered()
         shown = self.examples["test"][: None if h.pairs else h.predict_pairs]
         self.examples["predict"] = shown
         self.sets |= {split: FixedPairs(examples) for split, examples in self.examples.items()}
@@ -226,16 +226,14 @@ class StereoPairsDataModule(MetaDataModule):
         self._evaluate_on(val, [*islice(squares(test, h.size), h.test_pairs), *known])
         self.test_name = f"the last fifth of a drive, true disparities of {len(self.truths)} pairs"
 
-    def _use_drawn(self) -> None:
+    def _use_rendered(self) -> None:
         h = self.hparams
-        found = {name: image_files.grey(photograph) for name, photograph in image_files.bundled_photographs().items()}
-        train, val, test = ([found[name] for name in names] for names in PHOTOGRAPHS)
+        train, val, test = grey_photographs().values()
         self.sets["train"] = RenderedPairs(train, "train", h.seed, h.size)
-        drawn = (
-            (RenderedPairs(val, "val", 0, h.size), h.val_pairs),
-            (RenderedPairs(test, "test", 0, h.size), h.test_pairs),
+        val, test = RenderedPairs(val, "val", 0, h.size), RenderedPairs(test, "test", 0, h.size)
+        self._evaluate_on(
+            [_example(val, i) for i in range(h.val_pairs)], [_example(test, i) for i in range(h.test_pairs)]
         )
-        self._evaluate_on(*([_example(pairs, i) for i in range(count)] for pairs, count in drawn))
         self.test_name = "layers cut from another photograph"
 
     def _evaluate_on(self, val: list[Example], test: list[Example]) -> None:

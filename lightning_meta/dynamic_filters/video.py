@@ -308,7 +308,7 @@ class VideoPrediction(Experiment):
     def pictures(self, batch: Clips) -> dict[str, Tensor]:
         """Draw the paper's figures 5 and 7 for the first sequence of a batch: uint8 (3, H', W') by name."""
         first = Clips(batch.frames[:1], batch.segment)
-        return {name: picture for name, picture in self._draw(first)[0].items() if picture.ndim == 3}
+        return {name: image for name, image in self._draw(first)[0].items() if image.ndim == 3}
 
     def predict_step(self, batch: Clips, batch_idx: int) -> dict[str, Tensor]:
         """Draw a film strip, an animation and the flow of every sequence, by file name."""
@@ -317,18 +317,19 @@ class VideoPrediction(Experiment):
                 f"the clip gives {batch.frames.shape[1]} frames, but the model needs {self.hparams.input_frames}: "
                 "give a longer one"
             )
-        drawn = {}
-        for j, pictures in enumerate(self._draw(batch)):
+        files = {}
+        for j, images in enumerate(self._draw(batch)):
             number = batch.segment.problem + j * self.trainer.world_size
-            for name, picture in pictures.items():
-                drawn[f"{number:03d}_{name}.{'png' if picture.ndim == 3 else 'gif'}"] = picture
-        return drawn
+            for name, image in images.items():
+                files[f"{number:03d}_{name}.{'png' if image.ndim == 3 else 'gif'}"] = image
+        return files
 
     def _draw(self, batch: Clips) -> list[dict[str, Tensor]]:
+        """Return the figures of each sequence by name; an animation is (T, 3, H', W')."""
         inputs = self.hparams.input_frames
         predictions, filters, _ = self(batch)
         flows = expected_displacement(filters, self.hparams.kernel_size) if self.hparams.dynamic else filters
-        drawn = []
+        drawings = []
         for frames, prediction, flow in zip(batch.frames, predictions, flows, strict=True):
             frames, prediction = frames[:, 0].float().cpu(), prediction[:, 0].float().clamp(0, 1).cpu()
             given, truth = frames[:inputs], frames[inputs:]
@@ -337,20 +338,20 @@ class VideoPrediction(Experiment):
             if len(truth):  # a user's clip may end with the given frames
                 rows |= {"truth": truth, "|error|": (prediction[: len(truth)] - truth).abs()}
             columns |= {name: times[: len(rows[name])] for name in rows if name != "input"}
-            pictures = {
+            images = {
                 "frames": film_strip(rows, columns),
                 "animation": animation(given, prediction, truth if len(truth) else None),
             }
             if self.hparams.dynamic:
-                pictures["flow"] = flow_figure(
+                images["flow"] = flow_figure(
                     given[-1],
                     flow.float().cpu(),
                     prediction[0],
                     truth[0] if len(truth) else None,
                     max_flow=self.hparams.kernel_size // 2,
                 )
-            drawn.append(pictures)
-        return drawn
+            drawings.append(images)
+        return drawings
 
 
 def _measure(score: str, name: str, unit: str) -> Measure:

@@ -14,7 +14,7 @@ from tests.conftest import arguments
 
 
 def numbered(path, frames, height=64, width=64):
-    """A GIF whose frame t is all t."""
+    """Write a GIF whose frame t has the value t everywhere."""
     write_gif(path, torch.arange(frames, dtype=torch.uint8)[:, None, None].repeat(1, height, width))
     return str(path)
 

@@ -59,7 +59,7 @@ def test_digits_move_as_the_authors_generator_moves_them(index):
 
 
 def corners(frames):
-    """Upper left corners of a square's way, as seen."""
+    """Return the upper left corner of the square in each frame."""
     return np.array([np.argwhere(frame).min(0) for frame in frames])
 
 

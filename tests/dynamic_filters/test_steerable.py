@@ -31,7 +31,7 @@ def gaussian(x, y):
 
 @pytest.mark.parametrize("angle", ANGLES.tolist())
 def test_a_steered_filter_is_the_continuous_kernel_turned(angle):
-    """The derivative to x, read at places turned back by the angle."""
+    """The x derivative at coordinates rotated back by the angle."""
     t = torch.arange(-4.0, 5.0, dtype=torch.float64)
     y, x = torch.meshgrid(t, t, indexing="ij")
     u = math.cos(angle) * x + math.sin(angle) * y

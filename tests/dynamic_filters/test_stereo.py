@@ -10,6 +10,7 @@ from PIL import Image
 
 from lightning_meta.cli import main
 from lightning_meta.dynamic_filters.frame_scores import squared_error
+from lightning_meta.dynamic_filters.layers import eager_local_filter
 from lightning_meta.dynamic_filters.stereo import (
     StereoPrediction,
     ViewPredictor,
@@ -36,7 +37,7 @@ def test_the_papers_number_of_parameters(dynamic, count):
 
 
 def literal(net, left):
-    """The published network layer by layer, with a filter applied to one pixel after another."""
+    """The published network layer by layer."""
 
     def conv(layer, x, stride=1):
         return F.conv2d(x, layer.weight, layer.bias, stride=stride, padding=layer.weight.shape[-1] // 2)
@@ -56,14 +57,7 @@ def literal(net, left):
     if not net.filtered.dynamic:
         return conv(net.filtered.convolution, planes), planes[:, :-1]
     filters, bias = planes[:, :-1], planes[:, -1:]
-    taps, image, right = filters.softmax(1), left + bias, torch.zeros_like(left)
-    K, W = filters.shape[1], left.shape[3]
-    for i in range(left.shape[2]):
-        for j in range(W):
-            for k in range(K):
-                if 0 <= j + k - K // 2 < W:
-                    right[:, 0, i, j] += taps[:, k, i, j] * image[:, 0, i, j + k - K // 2]
-    return right, filters
+    return eager_local_filter(left + bias, filters, (1, filters.shape[1])), filters
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
@@ -88,7 +82,7 @@ def test_gradients_reach_the_weights_through_the_filtered_view():
 
 
 def one_hot(disparity, taps):
-    """Logits (1, K, H, W) of filters that take each pixel from x + d, between two pixels if it must be."""
+    """Logits (1, K, H, W) of filters that read x + disparity, interpolated between two pixels."""
     offsets = torch.arange(taps) - taps // 2
     weights = (1 - (offsets[:, None, None] - disparity).abs()).clamp(min=0)
     return weights.log()[None]
@@ -143,7 +137,7 @@ def drawn(count=3, size=16):
 
 
 class FixedData(StereoPairsDataModule):
-    """Examples that a test gives."""
+    """A data module of given examples."""
 
     def __init__(self, examples):
         super().__init__(batch_size=2, test_pairs=99)

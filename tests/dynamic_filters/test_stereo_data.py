@@ -28,7 +28,7 @@ def save(path, values):
 
 
 def drive(folder, count, size=(64, 200), disparity=False):
-    """Pairs whose left views are of one level each, 10 times their number; right views are 1 more."""
+    """Write pairs: every pixel of left view i is 10 i, every pixel of the right view 1 more."""
     for i in range(count):
         save(folder / "image_2" / f"{i}.png", np.full(size, 10 * i, np.uint8))
         save(folder / "image_3" / f"{i}.png", np.full(size, 10 * i + 1, np.uint8))
