@@ -82,6 +82,14 @@ class DrivingVideoDataModule(ClipDataModule):
 
     Raises:
         InputError: If files are missing, damaged or not in the expected format, or a video is too short.
+
+    Example:
+        >>> from lightning_meta.dynamic_filters.driving_data import DrivingVideoDataModule
+        >>> data = DrivingVideoDataModule(source="stand-in")
+        >>> data.setup("test")
+        >>> frames, flow = data.sets["test"].sequence(0, frames=20)
+        >>> frames.shape, flow.shape
+        ((20, 64, 64), (20, 2, 64, 64))
     """
 
     def __init__(

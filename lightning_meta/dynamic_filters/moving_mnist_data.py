@@ -212,6 +212,14 @@ class MovingMNISTDataModule(ClipDataModule):
 
     Raises:
         InputError: If files are missing, damaged or not in the expected format.
+
+    Example:
+        >>> from lightning_meta.dynamic_filters.moving_mnist_data import MovingMNISTDataModule
+        >>> data = MovingMNISTDataModule(source="stand-in")
+        >>> data.setup("test")
+        >>> frames, flow = data.sets["test"].sequence(0, frames=20)
+        >>> frames.shape, flow.shape
+        ((20, 64, 64), (20, 2, 64, 64))
     """
 
     def __init__(

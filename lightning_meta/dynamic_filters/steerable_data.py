@@ -94,6 +94,13 @@ class SteerablePatchesDataModule(MetaDataModule):
 
     Raises:
         InputError: If images are missing, damaged or too small, or an angle is out of range.
+
+    Example:
+        >>> from lightning_meta.dynamic_filters.steerable_data import SteerablePatchesDataModule
+        >>> data = SteerablePatchesDataModule(source="stand-in", angles=[0, 45])
+        >>> data.setup("test")
+        >>> data.counts
+        {'val': 256, 'test': 2000, 'predict': 2}
     """
 
     def __init__(

@@ -135,6 +135,15 @@ class StereoPairsDataModule(MetaDataModule):
     Raises:
         InputError: If files are missing or damaged, a view has no partner or another size, the scale of a disparity is
             not known, or there are too few pairs.
+
+    Example:
+        >>> from lightning_meta.dynamic_filters.stereo_data import StereoPairsDataModule
+        >>> data = StereoPairsDataModule(source="stand-in", val_pairs=2, test_pairs=3)
+        >>> data.setup("test")
+        >>> data.counts
+        {'val': 2, 'test': 3, 'predict': 3}
+        >>> data.examples["test"][0].views.left.shape
+        (64, 64)
     """
 
     def __init__(
