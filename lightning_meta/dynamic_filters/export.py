@@ -1,21 +1,28 @@
-"""A trained video predictor as a program of PyTorch's own operators, which runs where this package is not installed.
+"""Export a trained video predictor as a program of PyTorch's own operators, which runs without this package.
 
-Shapes: B sequences, T frames, H x W pixels; letters of the operator as in ``local_filter.py``.
+Shapes: B sequences, T frames, H x W pixels; for the operator see ``local_filter.py``.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import lightning_meta.dynamic_filters.ops.local_filter  # noqa: F401 - the operator has to be known
+import lightning_meta.dynamic_filters.ops.local_filter  # noqa: F401 - registers the operator
 
 
 class Forecaster(nn.Module):
-    """Frames in, the frames that follow out.
+    """Predicts the frames that follow the given ones.
 
     Args:
         predictor: A ``FramePredictor``, such as ``VideoPrediction.predictor``.
-        predictions: How many frames to predict.
+        predictions: Number of frames to predict.
+
+    Example:
+        >>> import torch
+        >>> from lightning_meta.dynamic_filters.export import Forecaster
+        >>> from lightning_meta.dynamic_filters.video import FramePredictor
+        >>> Forecaster(FramePredictor(width=4), predictions=5)(torch.rand(2, 3, 1, 16, 16)).shape
+        torch.Size([2, 5, 1, 16, 16])
     """
 
     def __init__(self, predictor: nn.Module, predictions: int):
@@ -23,28 +30,28 @@ class Forecaster(nn.Module):
         self.predictor, self.predictions = predictor, predictions
 
     def forward(self, frames: Tensor) -> Tensor:
-        """The frames (B, predictions, 1, H, W) after these (B, T, 1, H, W), values in [0, 1]."""
+        """Return the frames (B, predictions, 1, H, W) that follow ``frames`` (B, T, 1, H, W), values in [0, 1]."""
         T = frames.shape[1]
         return self.predictor(frames, 0, T + self.predictions - 1, T)[0]
 
 
 def export(forecaster: Forecaster, frames: Tensor) -> torch.export.ExportedProgram:
-    """The forecaster for as many frames of that size, and any number of sequences.
+    """Export a forecaster for any number of sequences with the number and size of frames of an example.
 
-    ``torch.export.save`` writes the program, ``torch.onnx.export(program, dynamo=True)`` makes ONNX of it.
+    ``torch.export.save`` writes the program to a file; ``torch.onnx.export(program, dynamo=True)`` converts it to ONNX.
 
     Args:
-        forecaster: In its evaluation mode.
-        frames: (B, T, 1, H, W), B at least 2.
+        forecaster: Forecaster in evaluation mode.
+        frames: Example (B, T, 1, H, W) with B at least 2.
     """
     batch = torch.export.Dim("batch")
     with torch.no_grad():
         program = torch.export.export(forecaster, (frames,), dynamic_shapes={"frames": {0: batch}})
-        return program.run_decompositions({torch.ops.lightning_meta.local_filter.default: _as_the_authors_do})
+        return program.run_decompositions({torch.ops.lightning_meta.local_filter.default: _by_one_hot_filters})
 
 
-def _as_the_authors_do(x: Tensor, filters: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
-    """``local_filter`` as a convolution with K * K one-hot filters, and a sum; without what the gradient needs."""
+def _by_one_hot_filters(x: Tensor, filters: Tensor, softmax: bool) -> tuple[Tensor, Tensor]:
+    """Compute ``local_filter`` as the authors do: one-hot filters cut out the windows. ``stats`` is left empty."""
     B, G, kh, kw, H, W = filters.shape
     C, taps = x.shape[2], kh * kw
     p = filters.flatten(2, 3)

@@ -1,6 +1,7 @@
-"""Pictures of optical flow and animations of predictions.
+"""Figures of optical flow and animations of predictions.
 
-Pictures are uint8 (3, H', W'), frames float (H, W) from 0 (black) to 1 (white); values outside are clipped."""
+Images are uint8 (3, H', W'); frames are float (H, W) from 0 (black) to 1 (white), values outside are clipped.
+"""
 
 import math
 
@@ -22,43 +23,49 @@ from lightning_meta.drawing.canvas import (
 
 
 def flow_picture(flow: Tensor, max_flow: float, mask: Tensor | None = None) -> Tensor:
-    """Paint a flow field: hue is its direction, saturation its length, white no motion.
+    """Draw a flow field: the hue is its direction, the saturation its length; white is no motion.
 
-    The hue is (atan2(dy, dx) + pi) / (2 pi) as in the authors' pictures of Dynamic Filter Networks (Jia et al. 2016,
-    figure 7): right is cyan, left red, down violet, up yellow-green.
-    Differs from the paper: the length is divided by ``max_flow``, not by the largest of the picture, so that one colour
-    means one length everywhere.
+    The hue is (atan2(dy, dx) + pi) / (2 pi), as in figure 7 of De Brabandere et al. 2016: right is cyan, left red, down
+    violet, up yellow-green.
+    Differs from the paper: lengths are divided by ``max_flow``, not by the largest length in the image, so colours are
+    comparable between images.
 
     Args:
-        flow: (2, H, W): dx to the right and dy downwards, in pixels.
-        max_flow: The length in pixels that gets the full colour; longer ones get it too.
-        mask: (H, W), bool, True where the flow means something; grey elsewhere. None: everywhere.
+        flow: Flow (2, H, W): dx to the right and dy downwards, in pixels.
+        max_flow: Length in pixels from which on a colour is fully saturated.
+        mask: Mask (H, W) of bool; the image is grey where it is False. None: no mask.
 
     Returns:
-        Picture (3, H, W), uint8.
+        Image (3, H, W), uint8.
+
+    Example:
+        >>> import torch
+        >>> from lightning_meta.dynamic_filters.figures import flow_picture
+        >>> flow_picture(torch.tensor([2.0, 0.0]).view(2, 1, 1), max_flow=2).flatten()  # right: cyan
+        tensor([  0, 255, 255], dtype=torch.uint8)
     """
     dx, dy = flow.detach().float().cpu().nan_to_num(0)
     hue = (torch.atan2(dy, dx) + math.pi) / (2 * math.pi)
     saturation = (torch.hypot(dx, dy) / max_flow).clamp(max=1)
-    # HSV to RGB with value 1: each channel is a trapezium over the circle of hues, a third of a turn apart
+    # HSV to RGB with value 1: each channel is a trapezoid over the circle of hues; they are a third of a turn apart.
     thirds = torch.tensor([0.0, 4.0, 2.0])[:, None, None]
     colour = (((hue * 6 + thirds) % 6 - 3).abs() - 1).clamp(0, 1)
-    picture = 1 - saturation * (1 - colour)
+    image = 1 - saturation * (1 - colour)
     if mask is not None:
-        picture = torch.where(mask.cpu().bool(), picture, 0.85)
-    return (picture * 255).round().to(torch.uint8)
+        image = torch.where(mask.cpu().bool(), image, 0.85)
+    return (image * 255).round().to(torch.uint8)
 
 
 def colour_wheel(size: int) -> Tensor:
-    """Draw the legend of ``flow_picture``: the colour at a place is that of the arrow from the centre to it.
+    """Draw the legend of ``flow_picture``: each pixel has the colour of the flow from the centre to it.
 
     Args:
-        size: Side in pixels. The rim of the wheel, ``size / 2`` from the centre, is a flow of length ``max_flow``.
+        size: Side in pixels. The rim of the wheel stands for a flow of length ``max_flow``.
 
     Returns:
-        Picture (3, size, size), uint8, white outside the wheel.
+        Image (3, size, size), uint8, white outside the wheel.
     """
-    place = torch.arange(4 * size) / (4 * size) * 2 - 1 + 0.25 / size  # four samples a pixel, for a smooth rim
+    place = torch.arange(4 * size) / (4 * size) * 2 - 1 + 0.25 / size  # 4 x 4 samples per pixel, for a smooth rim
     flow = torch.stack([place.expand(len(place), -1), place[:, None].expand(-1, len(place))])
     wheel = flow_picture(flow, 1).float()
     wheel = torch.where(torch.hypot(*flow) <= 1, wheel, 255.0)
@@ -68,20 +75,20 @@ def colour_wheel(size: int) -> Tensor:
 def flow_figure(
     frame: Tensor, flow: Tensor, next_prediction: Tensor, truth: Tensor | None, max_flow: float, scale: int = 4
 ) -> Tensor:
-    """Draw one step of prediction by its flow: last input, flow, prediction, truth and the legend side by side.
+    """Draw the flow of one prediction: last input, flow, prediction, truth and the legend side by side.
 
     Args:
-        frame: The last input frame (H, W).
-        flow: (2, H, W): where each pixel of the prediction comes from (dx to the right, dy downwards, in pixels).
-        next_prediction: The first predicted frame (H, W).
-        truth: The frame that really came (H, W); none: no such panel.
-        max_flow: Length in pixels with the full colour, the rim of the legend.
-        scale: Side of the square that a pixel becomes.
+        frame: Last input frame (H, W).
+        flow: Displacements (2, H, W) to where predicted pixels come from: dx to the right, dy downwards, in pixels.
+        next_prediction: First predicted frame (H, W).
+        truth: True frame (H, W); None leaves this panel out.
+        max_flow: Length in pixels from which on a colour is fully saturated: the rim of the legend.
+        scale: Side of the square that represents a pixel.
 
     Returns:
-        Picture (3, H', W'), uint8.
+        Image (3, H', W'), uint8.
     """
-    # Where a black pixel stays black every filter is right, so its flow means nothing
+    # If a black pixel stays black, every filter is right, so its flow has no meaning.
     mask = (frame.detach().cpu() > 0.05) | (next_prediction.detach().cpu() > 0.05)
     panels = {
         "last input": grey_image(frame, scale),
@@ -113,20 +120,20 @@ def flow_figure(
 
 
 def animation(inputs: Tensor, predictions: Tensor, truth: Tensor | None = None, scale: int = 4) -> Tensor:
-    """Draw the frames of a film of a prediction: input, then prediction on the left, what really came on the right.
+    """Draw the frames of an animation: inputs, then predictions on the left, the true frames on the right.
 
-    The left panel has a red border during the input and a green one during the prediction, after the marker of the
-    authors' films of Dynamic Filter Networks.
+    The left panel has a red border during the inputs and a green one during the predictions, as in the authors'
+    animations.
 
     Args:
-        inputs: (T, H, W).
-        predictions: (T2, H, W).
-        truth: The frames that really followed; those beyond T2 are left out, missing ones are grey. None: no right
-            panel.
-        scale: Side of the square that a pixel becomes.
+        inputs: Given frames (T, H, W).
+        predictions: Predicted frames (T2, H, W).
+        truth: True frames that follow the inputs. Those beyond T2 are left out, missing ones are grey. None leaves the
+            right panel out.
+        scale: Side of the square that represents a pixel.
 
     Returns:
-        Pictures (T + T2, 3, H', W'), uint8, as ``write_gif`` takes them.
+        Images (T + T2, 3, H', W'), uint8, for ``write_gif``.
     """
     left = [*inputs, *predictions]
     right = [] if truth is None else [*inputs, *truth]
@@ -134,7 +141,7 @@ def animation(inputs: Tensor, predictions: Tensor, truth: Tensor | None = None, 
     font = default_font(max(11, min(20, height // 12)))
     line, border = 2 * int(font.size), max(2, scale)
     cell = max(width + 2 * border, math.ceil(font.getlength(f"prediction {len(left)}"))) + 2 * GAP
-    pictures = []
+    images = []
     for t, frame in enumerate(left):
         page, draw = blank_page(cell if truth is None else 2 * cell, line + height + 2 * border + GAP)
         name, colour = ("input", RED) if t < len(inputs) else ("prediction", GREEN)
@@ -148,5 +155,5 @@ def animation(inputs: Tensor, predictions: Tensor, truth: Tensor | None = None, 
             draw.rectangle((x, y, x + width - 1, y + height - 1), PALE)
             if t < len(right):
                 page.paste(grey_image(right[t], scale), (x, y))
-        pictures.append(to_tensor(page))
-    return torch.stack(pictures)
+        images.append(to_tensor(page))
+    return torch.stack(images)

@@ -1,7 +1,7 @@
-"""Is what predicts frames a start for flow? (De Brabandere et al. 2016, section 5)
+"""Frame prediction as pretraining for optical flow (De Brabandere et al. 2016, section 5).
 
-The paper closes with the claim that its networks can be pretrained without labels for optical flow, and measures
-nothing. Here a head for the flow of the next frame is trained with true flow, on a trained network and on a fresh one.
+The paper suggests that its networks can be pretrained for optical flow without labels, but does not measure it. Here a
+head that predicts the flow of the next frame is trained with true flow, on a trained network and on an untrained one.
 """
 
 import torch
@@ -25,31 +25,31 @@ MEASURES = (
 
 
 class FlowNetwork(nn.Module):
-    """A ``FramePredictor`` whose last layer, which writes filters, gives way to one that writes flow."""
+    """A ``FramePredictor`` with a last layer that predicts flow instead of filters."""
 
     def __init__(self, predictor: nn.Module):
         super().__init__()
         self.predictor = predictor
         *_, last = predictor.decoder
         self.head = nn.Conv2d(last.in_channels, 2, 1)
-        nn.init.zeros_(self.head.weight)  # no motion
+        nn.init.zeros_(self.head.weight)  # predict no motion at first
         nn.init.zeros_(self.head.bias)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Where each pixel of the frame after these (B, T, 1, H, W) comes from, (B, 2, H, W) in pixels."""
+        """Return where each pixel of the frame after ``frames`` (B, T, 1, H, W) comes from, (B, 2, H, W) in pixels."""
         T = frames.shape[1]
-        _, _, (hidden, _) = self.predictor(frames, 0, T, T + 1)  # one frame more is to come, so nothing is decoded
+        _, _, (hidden, _) = self.predictor(frames, 0, T, T + 1)  # stops before the first prediction: nothing is decoded
         return self.head(self.predictor.decoder[:-1](hidden))
 
 
 def train_heads(model) -> dict[str, FlowNetwork]:
-    """``FlowNetwork`` on the trained network of a ``VideoPrediction`` and on a fresh one, both trained alike.
+    """Train one ``FlowNetwork`` from the trained network of a ``VideoPrediction`` and one from an untrained network.
 
-    All layers are trained with Adam on the mean end-point error, over the same ``flow_head_steps`` batches of the
-    model's training sequences; the learning rate, 1e-3, falls along a cosine.
+    Adam minimises the mean end-point error over all layers. Both see the same ``flow_head_steps`` batches of training
+    sequences; the learning rate, 1e-3, falls along a cosine.
 
     Raises:
-        InputError: There is no true flow.
+        InputError: If the true flow of the training sequences is not known.
     """
     steps, data = model.hparams.flow_head_steps, model.trainer.datamodule
     with torch.random.fork_rng(devices=[]), torch.enable_grad():

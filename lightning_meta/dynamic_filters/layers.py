@@ -1,16 +1,18 @@
 r"""The two dynamic filtering layers of De Brabandere et al. 2016, "Dynamic Filter Networks", section 3.2.
 
-They hold no learned weights: another network writes the filters, for every sample (dynamic convolution) or for every
-sample and pixel (dynamic local filtering). Both are cross-correlations (no flip), stride 1, output the size of the
-input.
+The layers have no learned weights: another network generates the filters, one filter bank per sample (dynamic
+convolution) or one filter per sample and pixel (dynamic local filtering). Both layers compute cross-correlations (the
+filters are not flipped) with stride 1, and the output has the size of the input.
 
 Letters: B samples, C channels, O output channels, H x W pixels, G groups, (Kh, Kw) an odd kernel with radii
-rh = Kh // 2 and rw = Kw // 2. Taps run row-major: k = u * Kw + v is the pixel at dy_k = u - rh, dx_k = v - rw.
+rh = Kh // 2 and rw = Kw // 2. Taps are in row-major order: tap k = u * Kw + v reads the pixel at offset dy_k = u - rh,
+dx_k = v - rw.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from lightning_meta.dynamic_filters.ops.local_filter import local_filter
 
@@ -30,27 +32,99 @@ def dynamic_local_filter(
 
     .. math:: y[b,c,i,j] = \sum_k p[b,k,i,j] \, x[b,c, i + dy_k, j + dx_k], \quad p = \mathrm{softmax}_k(f)
 
-    Without ``softmax`` the taps are used as they are, :math:`p = f`. The probabilities never exist as a whole: memory
-    grows like the filters, whatever the number of channels. Differentiable any number of times (beyond the first, the
-    probabilities are formed).
+    With ``softmax=False`` the taps are used as given, :math:`p = f`.
 
-    Differs from the paper: the filters are shared by the channels of a group; the paper also sums over channels.
+    A custom operator computes this and its gradients of every order in reverse mode. It never stores all probabilities
+    (only gradients of gradients need them), so its memory grows with the filters and not with channels times taps.
+    Inside transforms of ``torch.func`` and in forward-mode differentiation :func:`eager_local_filter` runs instead.
+
+    Differs from the paper: all channels of a group share a filter; the paper also sums over channels.
 
     Args:
-        x: images (B, C, H, W), any floating dtype. Stays in its dtype, under autocast too.
-        filters: logits, or raw taps, (B, groups * Kh * Kw, H, W), contiguous or channels_last. May have another dtype
-            than ``x``; sums are kept in float32 at least.
-        kernel_size: odd, ``K`` or ``(Kh, Kw)``.
-        softmax: normalise over the taps, so that each output pixel is a convex combination of its window.
+        x: Images (B, C, H, W) of any floating dtype. Autocast does not change their dtype.
+        filters: Logits (or taps, if ``softmax`` is False), (B, groups * Kh * Kw, H, W), contiguous or channels_last.
+            Their dtype may differ from that of ``x``; sums are accumulated in float32 or better.
+        kernel_size: Odd kernel size, ``K`` or ``(Kh, Kw)``.
+        softmax: Normalise the filters over their taps, so that each output pixel is a convex combination of its window.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        groups: channels are cut into this many groups, each with taps of its own (``groups=C``: one filter a channel).
+        groups: Number of channel groups. Each has its own filters; ``groups=C`` gives each channel its own.
 
     Returns:
-        (B, C, H, W) in the dtype of ``x``.
+        Filtered images (B, C, H, W) in the dtype of ``x``.
 
     Raises:
-        ValueError: a shape, an even kernel, the padding mode or the number of groups does not fit.
+        ValueError: If a shape, the kernel size, the padding mode or the number of groups is not valid.
+
+    Example:
+        A filter with all its weight on its last tap reads the pixel below and to the right:
+
+        >>> import torch
+        >>> from lightning_meta.dynamic_filters.layers import dynamic_local_filter
+        >>> x = torch.arange(9.0).view(1, 1, 3, 3)
+        >>> taps = torch.zeros(1, 9, 3, 3)
+        >>> taps[:, 8] = 1
+        >>> dynamic_local_filter(x, taps, kernel_size=3, softmax=False)[0, 0]
+        tensor([[4., 5., 0.],
+                [7., 8., 0.],
+                [0., 0., 0.]])
     """
+    if _is_transformed(x, filters):
+        return eager_local_filter(x, filters, kernel_size, softmax=softmax, padding_mode=padding_mode, groups=groups)
+    padded, f = _padded_and_grouped(x, filters, kernel_size, padding_mode, groups)
+    y, _ = local_filter(padded, f, softmax)
+    return y.flatten(1, 2)
+
+
+def eager_local_filter(
+    x: Tensor,
+    filters: Tensor,
+    kernel_size: int | tuple[int, int],
+    *,
+    softmax: bool = True,
+    padding_mode: str = "zeros",
+    groups: int = 1,
+) -> Tensor:
+    r"""Compute :func:`dynamic_local_filter` by its definition, one tap after another.
+
+    .. math:: G(i, j) = F_\theta(i, j) * I(i, j)
+
+    :math:`F_\theta(i, j)` is the filter of pixel (i, j) and :math:`I(i, j)` the window of the image around it. Plain
+    PyTorch operations only: it runs on every device and can be differentiated in every mode, but it is slower and needs
+    more memory. Arguments, result and errors are those of :func:`dynamic_local_filter`.
+
+    Example:
+        >>> import torch
+        >>> from lightning_meta.dynamic_filters.layers import dynamic_local_filter, eager_local_filter
+        >>> x, logits = torch.randn(2, 3, 8, 8), torch.randn(2, 25, 8, 8)
+        >>> torch.allclose(eager_local_filter(x, logits, 5), dynamic_local_filter(x, logits, 5), atol=1e-5)
+        True
+    """
+    padded, f = _padded_and_grouped(x, filters, kernel_size, padding_mode, groups)
+    kh, kw, H, W = f.shape[2:]
+    dtype = torch.promote_types(torch.promote_types(x.dtype, filters.dtype), torch.float32)
+    p = f.flatten(2, 3)  # (B, G, Kh * Kw, H, W)
+    p = p.softmax(2, dtype=dtype) if softmax else p.to(dtype)
+    y = padded.new_zeros((), dtype=dtype)
+    for k in range(kh * kw):
+        u, v = divmod(k, kw)
+        y = y + p[:, :, k, None] * padded[..., u : u + H, v : v + W]  # (B, G, C / G, H, W)
+    return y.flatten(1, 2).to(x.dtype)
+
+
+def _is_transformed(*tensors: Tensor) -> bool:
+    """Return whether a torch.func transform or forward-mode differentiation is active.
+
+    A custom operator has no rule for them: its tangents would silently be zero. torch.compile evaluates both conditions
+    while it traces and guards on them.
+    """
+    transformed: bool = torch._C._are_functorch_transforms_active()
+    return transformed or any(unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def _padded_and_grouped(
+    x: Tensor, filters: Tensor, kernel_size: int | tuple[int, int], padding_mode: str, groups: int
+) -> tuple[Tensor, Tensor]:
+    """Check the arguments of local filtering and reshape the tensors as ``local_filter`` takes them."""
     kh, kw = _odd_pair(kernel_size)
     _check_image(x)
     B, C, H, W = x.shape
@@ -63,8 +137,7 @@ def dynamic_local_filter(
             f"{tuple(filters.shape)}: change the filters or kernel_size"
         )
     padded = _pad(x, kh, kw, padding_mode).unflatten(1, (groups, C // groups))
-    y, _ = local_filter(padded, filters.unflatten(1, (groups, kh, kw)), softmax)
-    return y.flatten(1, 2)
+    return padded, filters.unflatten(1, (groups, kh, kw))
 
 
 def dynamic_convolution(x: Tensor, filters: Tensor, padding_mode: str = "zeros", *, softmax: bool = False) -> Tensor:
@@ -73,16 +146,22 @@ def dynamic_convolution(x: Tensor, filters: Tensor, padding_mode: str = "zeros",
     .. math:: y[b,o,i,j] = \sum_{c,u,v} f[b,o,c,u,v] \, x[b,c, i + u - r_h, j + v - r_w]
 
     Args:
-        x: images (B, C, H, W), any floating dtype. Stays in its dtype, under autocast too.
-        filters: (B, O, C, Kh, Kw), odd Kh and Kw, any floating dtype.
+        x: Images (B, C, H, W) of any floating dtype. Autocast does not change their dtype.
+        filters: Filter banks (B, O, C, Kh, Kw) with odd Kh and Kw, of any floating dtype.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        softmax: normalise each Kh x Kw kernel over its taps.
+        softmax: Normalise each Kh x Kw kernel over its taps.
 
     Returns:
-        (B, O, H, W) in the dtype of ``x``.
+        Convolved images (B, O, H, W) in the dtype of ``x``.
 
     Raises:
-        ValueError: a shape, an even kernel or the padding mode does not fit.
+        ValueError: If a shape, the kernel size or the padding mode is not valid.
+
+    Example:
+        >>> import torch
+        >>> from lightning_meta.dynamic_filters.layers import dynamic_convolution
+        >>> dynamic_convolution(torch.randn(2, 3, 8, 8), torch.randn(2, 4, 3, 5, 5)).shape
+        torch.Size([2, 4, 8, 8])
     """
     _check_image(x)
     B, C, H, W = x.shape
@@ -98,28 +177,37 @@ def dynamic_convolution(x: Tensor, filters: Tensor, padding_mode: str = "zeros",
         weight = filters.to(x.dtype)
         if softmax:
             weight = weight.flatten(3).softmax(-1)
-        # B filter banks side by side are one convolution of B groups.
+        # One convolution of B groups convolves B samples, side by side as B * C channels, with B filter banks.
         y = F.conv2d(padded.reshape(1, B * C, *padded.shape[2:]), weight.reshape(B * O, C, kh, kw), groups=B)
     return y.view(B, O, H, W)
 
 
 def expected_displacement(filters: Tensor, kernel_size: int | tuple[int, int], softmax: bool = True) -> Tensor:
-    r"""Flow read off local filters: the centre of mass of each filter (De Brabandere et al. 2016, section 4).
+    r"""Return the optical flow that local filters imply: the centre of mass of each filter (section 4).
 
     .. math:: (dx, dy)[b,i,j] = \sum_k p[b,k,i,j] \, (dx_k, dy_k)
 
-    It says where each pixel comes *from*: positive dx means that the content was to the right and moved left.
+    The displacement points to where a pixel comes *from*: if dx is positive, the content was to the right and moved
+    left.
 
     Args:
-        filters: logits, or raw taps, (B, Kh * Kw, H, W).
-        kernel_size: odd, ``K`` or ``(Kh, Kw)``.
-        softmax: the filters are logits over the taps.
+        filters: Logits (or taps, if ``softmax`` is False), (B, Kh * Kw, H, W).
+        kernel_size: Odd kernel size, ``K`` or ``(Kh, Kw)``.
+        softmax: Normalise the filters over their taps.
 
     Returns:
-        (B, 2, H, W) in pixels, at least float32: channel 0 is dx, channel 1 is dy.
+        Displacements (B, 2, H, W) in pixels, in float32 or better: channel 0 is dx, channel 1 is dy.
 
     Raises:
-        ValueError: the kernel is even or the number of taps does not fit.
+        ValueError: If the kernel size is even or the number of taps is not Kh * Kw.
+
+    Example:
+        >>> import torch
+        >>> from lightning_meta.dynamic_filters.layers import expected_displacement
+        >>> taps = torch.zeros(1, 9, 1, 1)
+        >>> taps[:, 2] = 1  # the upper right tap
+        >>> expected_displacement(taps, kernel_size=3, softmax=False).flatten()
+        tensor([ 1., -1.])
     """
     kh, kw = _odd_pair(kernel_size)
     if filters.ndim != 4 or filters.shape[1] != kh * kw:
@@ -132,20 +220,26 @@ def expected_displacement(filters: Tensor, kernel_size: int | tuple[int, int], s
     p = p.unflatten(1, (kh, kw))
     dy = torch.arange(kh, dtype=dtype, device=p.device) - kh // 2
     dx = torch.arange(kw, dtype=dtype, device=p.device) - kw // 2
-    # Products and sums, not einsum: autocast would round a matrix product to bfloat16.
+    # Use products and sums instead of einsum, which autocast would compute in bfloat16.
     return torch.stack([(p.sum(1) * dx[:, None, None]).sum(1), (p.sum(2) * dy[:, None, None]).sum(1)], 1)
 
 
 class DynamicLocalFilter(nn.Module):
-    """Dynamic local filtering layer: one filter per pixel, given with the input. No learned weights.
+    """Dynamic local filtering layer: filters every pixel with its own filter. It has no learned weights.
 
-    See :func:`dynamic_local_filter` for equation, shapes and errors.
+    See :func:`dynamic_local_filter` for the equation, shapes and errors.
 
     Args:
-        kernel_size: odd, ``K`` or ``(Kh, Kw)``.
-        softmax: the filters are logits over the taps.
+        kernel_size: Odd kernel size, ``K`` or ``(Kh, Kw)``.
+        softmax: Normalise the filters over their taps.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
-        groups: number of channel groups with filters of their own.
+        groups: Number of channel groups; each has its own filters.
+
+    Example:
+        >>> import torch
+        >>> from lightning_meta.dynamic_filters.layers import DynamicLocalFilter
+        >>> DynamicLocalFilter(9)(torch.randn(2, 3, 16, 16), torch.randn(2, 81, 16, 16)).shape
+        torch.Size([2, 3, 16, 16])
     """
 
     def __init__(
@@ -180,14 +274,20 @@ class DynamicLocalFilter(nn.Module):
 
 
 class DynamicConv2d(nn.Module):
-    """Dynamic convolution layer: one filter bank per sample, given with the input. No learned weights.
+    """Dynamic convolution layer: convolves every sample with its own filter bank. It has no learned weights.
 
-    See :func:`dynamic_convolution` for equation, shapes and errors.
+    See :func:`dynamic_convolution` for the equation, shapes and errors.
 
     Args:
-        kernel_size: odd, ``K`` or ``(Kh, Kw)``; the filters must have it.
-        softmax: normalise each kernel over its taps.
+        kernel_size: Odd kernel size, ``K`` or ``(Kh, Kw)``, of the filters that ``forward`` takes.
+        softmax: Normalise each kernel over its taps.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_meta.dynamic_filters.layers import DynamicConv2d
+        >>> DynamicConv2d(3)(torch.randn(2, 3, 8, 8), torch.randn(2, 4, 3, 3, 3)).shape
+        torch.Size([2, 4, 8, 8])
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Moving MNIST (De Brabandere et al. 2016, section 4.1), and clips of the user's own.
+"""Moving MNIST (De Brabandere et al. 2016, section 4.1), and the user's own clips.
 
 Shapes: B sequences, T frames, H rows, W columns; one grey channel; values in [0, 1].
 """
@@ -21,98 +21,105 @@ from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import digits, video_files
 
 SIZE, DIGIT = 64, 28  # pixels of the canvas and of a digit
-STEP = 0.1  # of the free way of 64 - 28 pixels: a digit moves 3.6 pixels a frame
+STEP = 0.1  # speed as a fraction of the range 64 - 28 of a digit's position: 3.6 pixels a frame
 
 
 def trajectory(frames: int, random: np.random.Generator) -> np.ndarray:
-    """Where a digit's upper left corner is in each frame, as the authors' generator moves it: int (T, 2), x and y.
+    """Return the position of a digit's upper left corner in each frame, as the authors' generator moves it.
 
-    It starts anywhere in the unit square with unit speed in any direction. In each frame it first moves, then meets
-    the walls (where it is clamped, which shortens that step, and its velocity flips), then is drawn, at its position
-    cut to whole pixels.
+    The digit starts anywhere in the unit square and moves in any direction. In each frame it first moves; if it leaves
+    the square, it is clamped to the border and that component of its velocity changes sign; then it is drawn, at its
+    position truncated to whole pixels.
+
+    Returns:
+        int (T, 2): x and y.
     """
     position = random.random(2)  # x, y
     angle = 2 * np.pi * random.random()
     velocity = STEP * np.array([np.cos(angle), np.sin(angle)])
-    places = np.empty((frames, 2), int)
+    positions = np.empty((frames, 2), int)
     for t in range(frames):
         position += velocity
         velocity[(position <= 0) | (position >= 1)] *= -1
         position.clip(0, 1, out=position)
-        places[t] = (SIZE - DIGIT) * position
-    return places
+        positions[t] = (SIZE - DIGIT) * position
+    return positions
 
 
-def moving_digits(pictures: list[np.ndarray], places: list[np.ndarray]) -> np.ndarray:
-    """Digits at their places in every frame. Where they overlap the brighter pixel is seen.
-
-    Args:
-        pictures: uint8 (28, 28) each.
-        places: (T, 2) each, x and y.
-
-    Returns:
-        uint8 (T, 64, 64).
-    """
-    canvas = np.zeros((len(places[0]), SIZE, SIZE), np.uint8)
-    for picture, way in zip(pictures, places, strict=True):
-        for frame, (x, y) in zip(canvas, way, strict=True):
-            place = frame[y : y + DIGIT, x : x + DIGIT]
-            np.maximum(place, picture, out=place)
-    return canvas
-
-
-def true_flow(pictures: list[np.ndarray], places: list[np.ndarray]) -> np.ndarray:
-    """Where each inked pixel of a frame was in the frame before, seen from where it is now.
+def moving_digits(images: list[np.ndarray], positions: list[np.ndarray]) -> np.ndarray:
+    """Draw digits at their positions in every frame. If digits overlap, the brighter pixel is visible.
 
     Args:
-        pictures: As for ``moving_digits``.
-        places: As for ``moving_digits``.
+        images: One image of a digit each, uint8 (28, 28).
+        positions: The digit's upper left corner in each frame, (T, 2): x and y.
 
     Returns:
-        float32 (T, 2, 64, 64), dx and dy in pixels; NaN where no digit is, and in the first frame.
+        Frames uint8 (T, 64, 64).
+
+    Example:
+        >>> import numpy as np
+        >>> from lightning_meta.dynamic_filters.moving_mnist_data import moving_digits
+        >>> digit = np.full((28, 28), 255, np.uint8)
+        >>> frames = moving_digits([digit], [np.array([[0, 0], [36, 36]])])
+        >>> frames.shape, frames[0, 0, 0].item(), frames[1, 0, 0].item()
+        ((2, 64, 64), 255, 0)
     """
-    flow = np.full((len(places[0]), 2, SIZE, SIZE), np.nan, np.float32)
-    brightest = np.zeros((len(places[0]), SIZE, SIZE), np.uint8)
-    for picture, way in zip(pictures, places, strict=True):
-        for t in range(1, len(way)):
-            x, y = way[t]
-            part = np.s_[t, ..., y : y + DIGIT, x : x + DIGIT]
-            seen = picture > brightest[part]
-            flow[part] = np.where(seen, (way[t - 1] - way[t])[:, None, None], flow[part])
-            brightest[part] = np.maximum(brightest[part], picture)
+    frames = np.zeros((len(positions[0]), SIZE, SIZE), np.uint8)
+    for image, track in zip(images, positions, strict=True):
+        for frame, (x, y) in zip(frames, track, strict=True):
+            region = frame[y : y + DIGIT, x : x + DIGIT]
+            np.maximum(region, image, out=region)
+    return frames
+
+
+def true_flow(images: list[np.ndarray], positions: list[np.ndarray]) -> np.ndarray:
+    """Return the displacement from each pixel of a digit to its position in the previous frame.
+
+    Args:
+        images: See ``moving_digits``.
+        positions: See ``moving_digits``.
+
+    Returns:
+        float32 (T, 2, 64, 64), dx and dy in pixels; NaN in the first frame and where there is no digit.
+    """
+    flow = np.full((len(positions[0]), 2, SIZE, SIZE), np.nan, np.float32)
+    brightest = np.zeros((len(positions[0]), SIZE, SIZE), np.uint8)
+    for image, track in zip(images, positions, strict=True):
+        for t in range(1, len(track)):
+            x, y = track[t]
+            region = np.s_[t, ..., y : y + DIGIT, x : x + DIGIT]
+            visible = image > brightest[region]
+            flow[region] = np.where(visible, (track[t - 1] - track[t])[:, None, None], flow[region])
+            brightest[region] = np.maximum(brightest[region], image)
     return flow
 
 
-Sample = tuple[np.ndarray, Segment, np.ndarray | None]  # frames uint8 (T, H, W), and flow float32 (T, 2, H, W)
+Sample = tuple[np.ndarray, Segment, np.ndarray | None]  # frames uint8 (T, H, W); flow float32 (T, 2, H, W), if known
 
 
 class Clips(NamedTuple):
-    """A batch of sequences.
+    """A batch of one segment of several sequences."""
 
-    ``frames`` (B, T, 1, H, W): frame ``segment.start`` and those after it, up to and with ``segment.stop``. ``flow``
-    (B, T, 2, H, W): where each pixel was in the frame before, dx and dy in pixels, NaN where that is not known.
-    """
-
-    frames: Tensor
+    frames: Tensor  # (B, T, 1, H, W): frames segment.start to segment.stop, both included
     segment: Segment
-    flow: Tensor | None = None
+    flow: Tensor | None = None  # (B, T, 2, H, W): dx, dy to a pixel's position in the previous frame; NaN: unknown
 
     @classmethod
     def collate(cls, samples: list[Sample]) -> "Clips":
-        """Joins samples of one segment."""
+        """Make a batch of samples of one segment."""
         frames, segments, flows = zip(*samples, strict=True)
         flow = None if flows[0] is None else torch.from_numpy(np.stack(flows))
         return cls(torch.from_numpy(np.stack(frames)).unsqueeze(2) / 255, segments[0], flow)
 
 
-class DrawnClips(Dataset[Sample], ABC):
-    """Sequences drawn on the fly: sample `i` is a function of `i` and what the data set was made of."""
+class GeneratedClips(Dataset[Sample], ABC):
+    """Sequences that are generated on the fly. A sequence depends only on its index and the data set's arguments."""
 
     with_flow = False
 
     @abstractmethod
     def sequence(self, index: int, frames: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The first frames of sequence ``index``, uint8 (T, H, W), and where asked for and known their flow."""
+        """Return the first frames of a sequence, uint8 (T, H, W), and their flow if it is known and ``with_flow``."""
 
     def __getitem__(self, key: Key) -> Sample:
         index, segment = key
@@ -120,26 +127,33 @@ class DrawnClips(Dataset[Sample], ABC):
         return frames[segment.start :], segment, None if flow is None else flow[segment.start :]
 
 
-class MovingDigits(DrawnClips):
-    """Moving digits, by (seed, split, i).
+class MovingDigits(GeneratedClips):
+    """Sequences of moving digits. Sequence `i` is a function of (seed, split, i).
 
-    Digits are taken in a shuffled order without replacement, shuffled again when all are used.
+    Digits are drawn without replacement; once all are used, they are shuffled again.
+
+    Args:
+        images: Images of digits, uint8 (N, 28, 28).
+        split: Name of the split, a key of ``SPLITS``.
+        seed: Seed of the sequences.
+        digits_per_sequence: Number of digits in a sequence.
+        with_flow: Also return the true flow.
     """
 
-    def __init__(self, pictures: Tensor, split: str, seed: int, digits_a_sequence: int = 2, with_flow: bool = False):
-        self.pictures, self.key, self.count = pictures.numpy(), (seed, SPLITS[split]), digits_a_sequence
+    def __init__(self, images: Tensor, split: str, seed: int, digits_per_sequence: int = 2, with_flow: bool = False):
+        self.images, self.key, self.count = images.numpy(), (seed, SPLITS[split]), digits_per_sequence
         self.with_flow = with_flow
 
     def sequence(self, index: int, frames: int) -> tuple[np.ndarray, np.ndarray | None]:
-        positions = range(index * self.count, (index + 1) * self.count)
-        pictures = [self.pictures[shuffled(position, len(self.pictures), *self.key)] for position in positions]
+        numbers = range(index * self.count, (index + 1) * self.count)
+        images = [self.images[shuffled(number, len(self.images), *self.key)] for number in numbers]
         random = generator(*self.key, index)
-        places = [trajectory(frames, random) for _ in pictures]
-        return moving_digits(pictures, places), true_flow(pictures, places) if self.with_flow else None
+        positions = [trajectory(frames, random) for _ in images]
+        return moving_digits(images, positions), true_flow(images, positions) if self.with_flow else None
 
 
 class FixedClips(Dataset[Sample]):
-    """Sequences that lie in an array, uint8 (N, T, H, W)."""
+    """The sequences of an array, uint8 (N, T, H, W)."""
 
     def __init__(self, sequences: np.ndarray):
         self.sequences = sequences
@@ -150,22 +164,22 @@ class FixedClips(Dataset[Sample]):
 
 
 class ClipDataModule(MetaDataModule):
-    """The base class of the data modules of clips; ``frames``, a hyper-parameter, is the length of a sequence."""
+    """Base class of the data modules of clips. The hyperparameter ``frames`` is the length of a sequence."""
 
     collate = staticmethod(Clips.collate)
 
     @property
     def horizon(self) -> int:
-        """Number of the last frame of a sequence."""
+        """Index of the last frame of a sequence."""
         return self.hparams.frames - 1
 
     def mean_frame(self) -> Tensor:
-        """The average frame of training sequences, (1, H, W): what one knows without looking."""
+        """Return the average frame of 500 training sequences, (1, H, W), which serves as a baseline."""
         frames = [self.sets["train"].sequence(i, self.hparams.frames)[0].mean(0) for i in range(500)]
         return torch.from_numpy(np.mean(frames, axis=0) / 255).float()[None]
 
     def flow_batches(self, batches: int, frames: int) -> Iterator[Clips]:
-        """The heads of training sequences, up to and with frame number ``frames``, with their flow if it is known."""
+        """Yield batches of frames 0 to ``frames`` of training sequences, with their flow if it is known."""
         labelled, size = copy.copy(self.sets["train"]), self.batch_size
         labelled.with_flow = True
         for i in range(batches):
@@ -174,29 +188,38 @@ class ClipDataModule(MetaDataModule):
 
 
 class MovingMNISTDataModule(ClipDataModule):
-    """Moving MNIST: two digits on 64x64 pixels, 10 frames to see and 10 to predict; or a clip to predict from.
+    """Moving MNIST: two digits on 64x64 pixels, 10 given frames and 10 to predict; or the user's own clip.
 
-    Training sequences are drawn on the fly from the first 50,000 training images of MNIST, validation sequences from
-    the other 10,000, test sequences from the test images. The validation and test sets are the same for every seed.
+    Training sequences are generated on the fly from the first 50,000 training images of MNIST, validation sequences
+    from the other 10,000, and test sequences from the test images. Validation and test sets do not depend on the seed.
 
     Args:
         root: Folder with ``MNIST/raw/`` (and ``MovingMNIST/`` for ``test_set: fixed``).
-        source: ``paper`` insists on MNIST; ``stand-in`` takes scikit-learn's 8x8 digits, enlarged; ``auto`` takes
-            MNIST where it lies or can be downloaded, else the stand-in.
-        download: Whether to fetch MNIST into ``root`` where it is missing.
-        test_set: ``generated``, or ``fixed``: the 10,000 sequences of Srivastava et al. (2015), from
+        source: ``paper`` requires MNIST; ``stand-in`` uses scikit-learn's 8x8 digits, enlarged; ``auto`` uses MNIST if
+            it is in ``root`` or can be downloaded, else the stand-in.
+        download: Download MNIST to ``root`` if it is not there.
+        test_set: ``generated``, or ``fixed``: the 10,000 sequences of Srivastava et al. (2015) in
             ``MovingMNIST/bouncing_mnist_test.npy`` or ``MovingMNIST/mnist_test_seq.npy``.
-        clip: What ``predict`` goes on from: a GIF, an MP4 or a folder of pictures, 64x64. None: test sequences.
-        batch_size: Sequences a process and step.
-        frames: Frames of a sequence in validation and test, the first of them for the model to see.
-        val_sequences: Sequences to validate on.
-        test_sequences: Sequences to test on.
-        predict_sequences: Test sequences that ``predict`` continues where there is no clip.
-        num_workers: Processes that draw sequences; 0 draws them in the training process.
-        seed: Of the training sequences.
+        clip: Clip whose first frames ``predict`` continues: a GIF, an MP4 or a folder of images, 64x64 pixels. None:
+            test sequences.
+        batch_size: Number of sequences per process and step.
+        frames: Number of frames of a validation or test sequence, given frames included.
+        val_sequences: Number of sequences to validate on.
+        test_sequences: Number of sequences to test on.
+        predict_sequences: Number of test sequences for ``predict`` if there is no clip.
+        num_workers: Number of processes that generate sequences; 0 generates them in the training process.
+        seed: Seed of the training sequences.
 
     Raises:
-        InputError: Where files are missing, truncated or not what they should be.
+        InputError: If files are missing, damaged or not in the expected format.
+
+    Example:
+        >>> from lightning_meta.dynamic_filters.moving_mnist_data import MovingMNISTDataModule
+        >>> data = MovingMNISTDataModule(source="stand-in")
+        >>> data.setup("test")
+        >>> frames, flow = data.sets["test"].sequence(0, frames=20)
+        >>> frames.shape, flow.shape
+        ((20, 64, 64), (20, 2, 64, 64))
     """
 
     def __init__(
@@ -229,13 +252,13 @@ class MovingMNISTDataModule(ClipDataModule):
         h, root = self.hparams, self.hparams.root
         self.counts = {"val": h.val_sequences, "test": h.test_sequences, "predict": h.predict_sequences}
         if Path(root).exists() and not Path(root).is_dir():
-            raise InputError(f"{root} is a file: --data.root names a folder, the one with MNIST/raw in it")
+            raise InputError(f"{root} is a file: set --data.root to the folder that contains MNIST/raw")
         if self.use_papers_data("MNIST", Path(root) / "MNIST" / "raw", digits.STAND_IN):
-            pictures, test = digits.mnist(root, train=True)[0], digits.mnist(root, train=False)[0]
-            train, val = pictures[:50_000], pictures[50_000:]
+            images, test = digits.mnist(root, train=True)[0], digits.mnist(root, train=False)[0]
+            train, val = images[:50_000], images[50_000:]
         else:
-            pictures = digits.small_digits()[0]
-            train, val, test = pictures[:1200], pictures[1200:1400], pictures[1400:]
+            images = digits.small_digits()[0]
+            train, val, test = images[:1200], images[1200:1400], images[1400:]
         self.sets = {
             "train": MovingDigits(train, "train", h.seed),
             "val": MovingDigits(val, "val", seed=0),
@@ -246,8 +269,8 @@ class MovingMNISTDataModule(ClipDataModule):
             sequences = fixed_test_sequences(Path(root))
             if len(sequences) < self.counts["test"]:
                 raise InputError(
-                    f"the fixed test set has {len(sequences)} sequences: --data.test_sequences {self.counts['test']} "
-                    "must be at most that"
+                    f"the fixed test set has {len(sequences)} sequences, fewer than --data.test_sequences "
+                    f"{self.counts['test']}: lower that"
                 )
             self.sets["test"] = FixedClips(sequences)
             self.test_name = "the fixed test sequences of Srivastava et al. (2015)"
@@ -258,10 +281,10 @@ class MovingMNISTDataModule(ClipDataModule):
 
 
 def fixed_test_sequences(root: Path) -> np.ndarray:
-    """The published test set, uint8 (10000, 20, 64, 64), memory-mapped.
+    """Return the published test set, uint8 (10000, 20, 64, 64), memory-mapped.
 
     Raises:
-        InputError: Where neither file is there, or it is not such an array.
+        InputError: If neither file exists, or the file does not contain such an array.
     """
     for name in ("bouncing_mnist_test.npy", "mnist_test_seq.npy"):
         path = root / "MovingMNIST" / name
@@ -269,9 +292,9 @@ def fixed_test_sequences(root: Path) -> np.ndarray:
             continue
         try:
             sequences = np.lib.format.open_memmap(path, mode="r")  # np.load would also take an .npz
-        except Exception as error:  # over a damaged head NumPy raises all sorts
+        except Exception as error:  # for a damaged header NumPy raises various exceptions
             raise InputError(f"{path} is not a readable .npy file ({error}): fetch it again") from error
-        if sequences.ndim == 4 and sequences.shape[0] == 20:  # the file that is common today has time first
+        if sequences.ndim == 4 and sequences.shape[0] == 20:  # in mnist_test_seq.npy time comes first
             sequences = sequences.swapaxes(0, 1)
         if sequences.ndim != 4 or sequences.shape[1:] != (20, SIZE, SIZE) or sequences.dtype != np.uint8:
             raise InputError(
@@ -285,10 +308,10 @@ def fixed_test_sequences(root: Path) -> np.ndarray:
 
 
 def own_clip(path: str, max_frames: int) -> np.ndarray:
-    """A user's clip, uint8 (T, 64, 64), cut to ``max_frames``.
+    """Return the first ``max_frames`` frames of a user's clip, uint8 (T, 64, 64).
 
     Raises:
-        InputError: Where it cannot be read or has another size.
+        InputError: If the clip cannot be read or has another size.
     """
     frames = video_files.read_clip(path, max_frames).numpy()
     height, width = frames.shape[1:]

@@ -1,4 +1,4 @@
-"""What the paper's filter-generating networks are built of (De Brabandere et al. 2016, section 4, and its code).
+"""Building blocks of the filter-generating networks (De Brabandere et al. 2016, section 4, and the authors' code).
 
 Shapes: B samples, C channels, H x W pixels, (Kh, Kw) the generated filters.
 """
@@ -12,41 +12,41 @@ from lightning_meta.dynamic_filters.layers import dynamic_local_filter
 
 
 class Convolution(NamedTuple):
-    """A 3x3 convolution and what follows it, a leaky rectifier of slope 0.01."""
+    """Options of a 3x3 convolution, which a leaky ReLU of slope 0.01 follows."""
 
     channels: int
     stride: int = 1
-    untied: tuple[int, int] | None = None  # (H, W) of its output, where every channel and place has its own bias
+    untied: tuple[int, int] | None = None  # (H, W) of the output, if each channel and pixel has its own bias
 
 
 class UntiedBias(nn.Module):
-    """Adds a bias that every channel and place has of its own, (C, H, W); it fits images of this size only."""
+    """Adds a bias of its own to every channel and pixel: (C, H, W), so all images must have this size."""
 
     def __init__(self, channels: int, height: int, width: int):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels, height, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W).
+        """Add the biases to images (B, C, H, W).
 
         Raises:
-            ValueError: They have another size.
+            ValueError: If the images have another size.
         """
         if x.shape[1:] != self.bias.shape:
             raise ValueError(
-                f"expected {tuple(self.bias.shape)} planes under untied biases, got {tuple(x.shape[1:])}: scale the "
-                "images, or turn untied biases off"
+                f"expected images of shape {tuple(self.bias.shape)} for untied biases, got {tuple(x.shape[1:])}: scale "
+                "the images, or turn untied biases off"
             )
         return x + self.bias
 
 
 class FilteredImage(nn.Module):
-    """What the written planes make of an image: it is filtered, or, in the baseline, one convolution more is made.
+    """Makes the new image: filters the old one, or, in the baseline, convolves the generated planes.
 
     Args:
         kernel_size: ``(Kh, Kw)``, both odd.
-        dynamic: False gives the paper's baseline of equal size: the planes become the image by a 1x1 convolution.
-        dynamic_bias: The last plane is added to the image before it is filtered (for changes of light).
+        dynamic: False gives the paper's baseline of equal size: a 1x1 convolution turns the planes into the image.
+        dynamic_bias: Add the last plane to the image before filtering, which allows for changes of light.
     """
 
     def __init__(self, kernel_size: tuple[int, int], dynamic: bool = True, dynamic_bias: bool = False):
@@ -57,7 +57,7 @@ class FilteredImage(nn.Module):
         self.convolution = nn.Identity() if dynamic else nn.Conv2d(self.planes, 1, 1)
 
     def forward(self, image: Tensor, planes: Tensor) -> Tensor:
-        """The new image (B, 1, H, W), from the old one and planes (B, Kh * Kw [+ 1], H, W): the filters' logits."""
+        """Return the new image (B, 1, H, W) for the old one and planes (B, Kh * Kw [+ 1], H, W): logits [and bias]."""
         if not self.dynamic:
             return self.convolution(planes)
         filters, biases = planes[:, : self.taps], planes[:, self.taps :]
@@ -65,7 +65,7 @@ class FilteredImage(nn.Module):
 
 
 def convolutions(channels: int, *layers: Convolution) -> nn.Sequential:
-    """3x3 convolutions one after another."""
+    """Return a sequence of 3x3 convolutions, each with its leaky ReLU."""
     modules: list[nn.Module] = []
     for layer in layers:
         tied = layer.untied is None
@@ -77,9 +77,14 @@ def convolutions(channels: int, *layers: Convolution) -> nn.Sequential:
 
 
 def decoder(channels: int, before: list[int], after: list[int], hidden: int, planes: int) -> nn.Sequential:
-    """From a code (B, channels, H / 2, W / 2) to planes (B, planes, H, W), by convolutions at both sizes.
+    """Return a decoder from a code (B, channels, H / 2, W / 2) to planes (B, planes, H, W).
 
-    The last two are 1x1, the last one is linear.
+    Args:
+        channels: Channels of the code.
+        before: Channels of the 3x3 convolutions before the upsampling.
+        after: Channels of those after it.
+        hidden: Channels of the first of two 1x1 convolutions at the end; the last one is linear.
+        planes: Channels of the output.
     """
     return nn.Sequential(
         convolutions(channels, *map(Convolution, before)),
@@ -92,7 +97,7 @@ def decoder(channels: int, before: list[int], after: list[int], hidden: int, pla
 
 
 def initialise(network: nn.Module, gain: float = 1.0) -> None:
-    """Weights uniform within gain * sqrt(3 / fan-in), biases zero. The paper: a gain of 1."""
+    """Draw weights uniformly within gain * sqrt(3 / fan-in) and set biases to zero. The paper uses a gain of 1."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")

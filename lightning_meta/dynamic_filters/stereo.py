@@ -1,4 +1,4 @@
-"""The right view from the left one with horizontal local filters (De Brabandere et al. 2016, section 4).
+"""Predicting the right view from the left one with horizontal local filters (De Brabandere et al. 2016, section 4).
 
 Shapes: B pairs, H rows, W columns, K horizontal taps; one grey channel.
 """
@@ -12,29 +12,38 @@ from lightning_meta.drawing.sheets import picture_sheet
 from lightning_meta.dynamic_filters.frame_scores import squared_error
 from lightning_meta.dynamic_filters.layers import expected_displacement
 from lightning_meta.dynamic_filters.networks import Convolution, FilteredImage, convolutions, decoder, initialise
-from lightning_meta.dynamic_filters.stereo_data import SIZE, Pairs
+from lightning_meta.dynamic_filters.stereo_data import SIZE, StereoBatch
 from lightning_meta.errors import InputError
 from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, cosine, halved
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean, Values
 
-BAD = 1.0  # pixels that a disparity may be wrong before the pixel counts as a bad one
-SHOWN = 4  # pairs of a sheet
-SCORES = ("model", "copy the left view", "mean view")  # whose squared error is measured
+BAD = 1.0  # largest error of a disparity in pixels that does not count as bad
+SHOWN = 4  # number of pairs in a figure
+SCORES = ("model", "copy the left view", "mean view")
 DISPARITIES = ("model", "block matching (sees both views)", "one mean everywhere", "mean of each place")
 
 
 class ViewPredictor(nn.Module):
-    """The right view is the left one, filtered along its rows with filters that a network writes for every pixel.
+    """Predicts the right view by filtering the left one along its rows, with a generated filter for every pixel.
 
     Args:
-        width: Channels of the first layers; the others have 2 and 4 times as many. The paper: 32.
-        kernel_width: K, odd; the largest disparity is half of it. The paper: 13.
-        dynamic: False gives the paper's baseline: the same network with one convolution in the filters' place.
-        dynamic_bias: Write one more plane, which is added to the left view before it is filtered.
-        untied_bias: Give the narrowest layer a bias for every place, as the paper does; it fits 64x64 pixels only.
-        gain: Of the weights' start, see ``networks.initialise``. The paper: 1.
+        width: Channels of the first layers (paper: 32); later layers have 2 or 4 times as many.
+        kernel_width: K, odd (paper: 13). The largest disparity is half of it.
+        dynamic: False gives the paper's baseline: the same network with a convolution in place of the filters.
+        dynamic_bias: Also generate a plane that is added to the left view before filtering.
+        untied_bias: Give every pixel its own bias in the last layer of the encoder, as the paper does. Views must then
+            have 64x64 pixels.
+        gain: Scale of the initial weights, see ``networks.initialise`` (paper: 1).
+
+    Example:
+        >>> import torch
+        >>> from lightning_meta.dynamic_filters.stereo import ViewPredictor, disparities
+        >>> predictor = ViewPredictor(width=4, untied_bias=False)
+        >>> right, filters = predictor(torch.rand(2, 1, 16, 24))
+        >>> right.shape, filters.shape, disparities(filters).shape
+        (torch.Size([2, 1, 16, 24]), torch.Size([2, 13, 16, 24]), torch.Size([2, 1, 16, 24]))
     """
 
     def __init__(
@@ -61,38 +70,42 @@ class ViewPredictor(nn.Module):
         initialise(self, gain)
 
     def forward(self, left: Tensor) -> tuple[Tensor, Tensor]:
-        """The right view (B, 1, H, W), in float32 or better, and the filters' logits (B, K, H, W), for the left one."""
+        """Return the right view (B, 1, H, W), in float32 or better, and the filters' logits (B, K, H, W)."""
         planes = self.decoder(self.encoder(left))
         right = self.filtered(left, planes)
         return right.to(torch.promote_types(right.dtype, torch.float32)), planes[:, : self.filtered.taps]
 
 
 def disparities(filters: Tensor) -> Tensor:
-    """Disparity of the right view in pixels, (B, 1, H, W), from filters' logits (B, K, H, W): their centres of mass.
+    """Return disparities of the right view in pixels, (B, 1, H, W): the centres of mass of filters (B, K, H, W).
 
-    What the right view shows at x came from x + d in the left one.
+    The pixel at x of the right view is at x + disparity in the left view.
     """
     return expected_displacement(filters, (1, filters.shape[1]))[:, :1]
 
 
 def entropies(filters: Tensor) -> Tensor:
-    """How unsure each filter is where its pixel comes from, (B, 1, H, W): 0 for one tap, 1 for all alike."""
+    """Return the entropy of filters (B, K, H, W), divided by its maximum, (B, 1, H, W): 0 one tap, 1 uniform."""
     logs = filters.log_softmax(1, dtype=torch.promote_types(filters.dtype, torch.float32))
     return -(logs.exp() * logs).sum(1, keepdim=True) / math.log(filters.shape[1])
 
 
 def block_matching(left: Tensor, right: Tensor) -> Tensor:
-    """Disparity of the right view, (1, H, W), that OpenCV finds in both views, (1, H, W) each, from 0 to 1.
+    """Return the disparity of the right view, (1, H, W), by OpenCV's semi-global matching of both views.
 
-    Semi-global matching of blocks of 3x3 pixels, with penalties as OpenCV recommends: the best of what was tried on
-    drawn scenes. It is made for left views, so it gets the pair mirrored. Where it finds nothing the nearest in the row
-    is taken.
+    Blocks have 3x3 pixels and penalties are those that OpenCV recommends; of the settings that we tried on rendered
+    scenes these were best. OpenCV matches left views, so it is given the mirrored pair. A pixel without a match takes
+    the disparity of the nearest matched pixel in its row.
+
+    Args:
+        left: Left view (1, H, W), values in [0, 1].
+        right: Right view of the same shape.
     """
     import cv2
     import numpy as np
 
-    block, levels, steps = 3, 16, 16  # pixels of a block, disparities tried, steps of a pixel in the answer
-    border = ((block, block), (levels + block, block))  # the edges repeated: else it would not look there
+    block, levels, steps = 3, 16, 16  # side of a block, number of disparities, steps per pixel in the result
+    border = ((block, block), (levels + block, block))  # pad by repetition: OpenCV does not match pixels at the border
     views = (np.rint(255 * view[0].cpu().float().numpy()).astype(np.uint8) for view in (right, left))
     views = (np.pad(view[:, ::-1], border, "edge") for view in views)
     penalties = {"P1": 8 * block**2, "P2": 32 * block**2}
@@ -106,19 +119,19 @@ def block_matching(left: Tensor, right: Tensor) -> Tensor:
 
 
 class StereoPrediction(Experiment):
-    """Trains a ``ViewPredictor`` on pairs of views; it never sees a disparity.
+    """Trains a ``ViewPredictor`` on pairs of views, without any disparity.
 
     Args:
         width: Channels of the first layers (paper: 32).
-        kernel_width: Of the generated filters (paper: 13).
-        dynamic: False trains the paper's baseline of equal size, without generated filters.
-        dynamic_bias: Let the network write a bias of the image too (paper: true).
-        untied_bias: Give one layer a bias for every place (paper: true).
-        gain: Of the weights' start (paper: 1).
-        lr: Adam's learning rate (paper: 1e-3).
-        lr_halved_every: Optimizer steps after which the learning rate is halved (paper: 4000). None: it falls to zero
-            along a cosine over ``trainer.max_steps``.
-        beta2: Adam's average of squared gradients (paper: 0.999).
+        kernel_width: Width of the generated filters (paper: 13).
+        dynamic: False trains the paper's baseline of equal size, which generates no filters.
+        dynamic_bias: Also generate a plane that is added to the left view before filtering (paper: true).
+        untied_bias: Give every pixel its own bias in one layer, for views of 64x64 (paper: true).
+        gain: Scale of the initial weights (paper: 1).
+        lr: Learning rate of Adam (paper: 1e-3).
+        lr_halved_every: Halve the learning rate after every so many optimizer steps (paper: 4000). None: let it fall to
+            zero along a cosine over ``trainer.max_steps``.
+        beta2: Decay rate of Adam's average of squared gradients (paper: 0.999).
         compile: Compile the network with ``torch.compile``.
     """
 
@@ -140,13 +153,12 @@ class StereoPrediction(Experiment):
         self.predictor = ViewPredictor(width, kernel_width, dynamic, dynamic_bias, untied_bias, gain)
         self.predictor.to(memory_format=torch.channels_last)
         self.val_error = Mean()
-        # Nothing that is not a number is left out: a model that diverged has no score.
         self.scores = nn.ModuleDict({name: Values() for name in SCORES})
         self.end_point, self.bad = (nn.ModuleDict({name: Mean() for name in DISPARITIES}) for _ in range(2))
 
     def setup(self, stage: str) -> None:
         if self.hparams.kernel_width % 2 == 0:
-            raise InputError(f"model.kernel_width: {self.hparams.kernel_width}: choose an odd number, such as 13")
+            raise InputError(f"model.kernel_width is {self.hparams.kernel_width}: choose an odd number, such as 13")
 
     def configure_model(self) -> None:
         if self.hparams.compile:
@@ -161,17 +173,17 @@ class StereoPrediction(Experiment):
         """See ``ViewPredictor.forward``."""
         if self.hparams.untied_bias and left.shape[2:] != (SIZE, SIZE):
             raise InputError(
-                f"views of {left.shape[3]}x{left.shape[2]} pixels: untied biases fit {SIZE}x{SIZE} only, take those or "
-                "--model.untied_bias false"
+                f"the views have {left.shape[3]}x{left.shape[2]} pixels, but untied biases need {SIZE}x{SIZE}: "
+                "scale the views, or set --model.untied_bias false"
             )
         return self.predictor(left)
 
-    def training_step(self, batch: Pairs, batch_idx: int) -> Tensor:
+    def training_step(self, batch: StereoBatch, batch_idx: int) -> Tensor:
         loss = squared_error(self(batch.left)[0], batch.right).mean()
         self.log("train/squared_error", loss, prog_bar=True)
-        return loss / batch.left[0].numel()  # the paper's: a mean over pixels
+        return loss / batch.left[0].numel()  # the paper minimises the mean over pixels
 
-    def validation_step(self, batch: Pairs, batch_idx: int) -> None:
+    def validation_step(self, batch: StereoBatch, batch_idx: int) -> None:
         self.val_error.update(squared_error(self(batch.left)[0], batch.right))
         self.log("val/squared_error", self.val_error, prog_bar=True)
 
@@ -182,7 +194,7 @@ class StereoPrediction(Experiment):
         if self.measures_disparity:
             self.mean_disparities = [mean.to(self.device) for mean in data.mean_disparities()]
 
-    def test_step(self, batch: Pairs, batch_idx: int) -> None:
+    def test_step(self, batch: StereoBatch, batch_idx: int) -> None:
         right, filters = self(batch.left)
         predictions = right, batch.left, self.mean_view.to(right).expand_as(right)
         for name, prediction in zip(SCORES, predictions, strict=True):
@@ -190,8 +202,8 @@ class StereoPrediction(Experiment):
         if self.measures_disparity:
             self._score_disparities(batch, disparities(filters))
 
-    def _score_disparities(self, batch: Pairs, found: Tensor) -> None:
-        """Counts every pixel whose true disparity is known once."""
+    def _score_disparities(self, batch: StereoBatch, found: Tensor) -> None:
+        """Score every pixel whose true disparity is known."""
         known = batch.disparity.isfinite()
         matched = torch.zeros_like(batch.disparity)
         for i in known.flatten(1).any(1).nonzero()[:, 0].tolist():
@@ -201,7 +213,7 @@ class StereoPrediction(Experiment):
             errors = (disparity - batch.disparity).abs()[known]
             if len(errors):
                 self.end_point[name].update(errors)
-                self.bad[name].update(100 * ~(errors <= BAD))  # one that is not a number is bad
+                self.bad[name].update(100 * ~(errors <= BAD))  # NaN counts as bad
 
     def on_test_epoch_end(self) -> None:
         measures = [("squared error", "sum over an image", "squared_error", self.scores)]
@@ -221,39 +233,39 @@ class StereoPrediction(Experiment):
             for name, unit, log, metrics in measures
         )
 
-    def pictures(self, batch: Pairs) -> dict[str, Tensor]:
-        """The paper's figure 7 for the batch's first pairs: uint8 (3, H', W')."""
-        first = Pairs(*(part[:SHOWN] for part in batch[:4]), batch.segment)
+    def pictures(self, batch: StereoBatch) -> dict[str, Tensor]:
+        """Draw the paper's figure 7 for the first pairs of a batch: uint8 (3, H', W') by name."""
+        first = StereoBatch(*(part[:SHOWN] for part in batch[:4]), batch.segment)
         return {"pairs": picture_sheet(self._draw(first))}
 
-    def predict_step(self, batch: Pairs, batch_idx: int) -> dict[str, Tensor]:
-        """A sheet for every pair, by file name."""
+    def predict_step(self, batch: StereoBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Draw a figure of every pair, by file name."""
         examples = self.trainer.datamodule.examples["predict"]
         numbers = range(batch.segment.problem, len(examples), self.trainer.world_size)
         rows = self._draw(batch)
         return {f"{examples[i].name}.png": picture_sheet([row], scale=4) for i, row in zip(numbers, rows, strict=False)}
 
-    def _draw(self, batch: Pairs) -> list[dict[str, Tensor]]:
-        """Pictures (3, H, W) of each pair by name."""
+    def _draw(self, batch: StereoBatch) -> list[dict[str, Tensor]]:
+        """Return the images (3, H, W) of each pair by name."""
         predictions, filters = self(batch.left)
         rows = []
         for i, (left, right, prediction) in enumerate(zip(batch.left, batch.right, predictions, strict=True)):
             greys = {"left": left, "prediction": prediction, "right": right, "|error|": (prediction - right).abs()}
-            rows.append({name: picture.expand(3, -1, -1) for name, picture in greys.items()})
+            rows.append({name: image.expand(3, -1, -1) for name, image in greys.items()})
             if not self.hparams.dynamic:
                 continue
             reach = self.hparams.kernel_width // 2
-            rows[i]["disparity"] = disparity_picture(disparities(filters[i : i + 1])[0], reach)
+            rows[i]["disparity"] = disparity_image(disparities(filters[i : i + 1])[0], reach)
             if batch.disparity.isfinite().any():
-                rows[i]["true disparity"] = disparity_picture(batch.disparity[i], reach)
+                rows[i]["true disparity"] = disparity_image(batch.disparity[i], reach)
             rows[i]["entropy"] = entropies(filters[i : i + 1])[0].expand(3, -1, -1)
             scale = torch.linspace(reach, 0, left.shape[1])[None, :, None].expand(1, -1, left.shape[2] // 8)
-            rows[i][f"0 to {reach} px"] = disparity_picture(scale, reach)
+            rows[i][f"0 to {reach} px"] = disparity_image(scale, reach)
         return rows
 
 
-def disparity_picture(disparity: Tensor, largest: float) -> Tensor:
-    """A disparity (1, H, W) in colours from 0 to the largest, (3, H, W); grey where it is not known."""
+def disparity_image(disparity: Tensor, largest: float) -> Tensor:
+    """Return a disparity (1, H, W) as colours for 0 to ``largest``, (3, H, W); unknown values are grey."""
     from matplotlib import colormaps
 
     values = disparity[0].detach().float().cpu()

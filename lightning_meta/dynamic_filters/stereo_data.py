@@ -1,6 +1,6 @@
-"""Stereo pairs of small grey pictures (De Brabandere et al. 2016, section 4), or a user's own.
+"""Stereo pairs of small grey images (De Brabandere et al. 2016, section 4), or the user's own.
 
-Shapes: B pairs, S the side of a picture in pixels; one grey channel; values in [0, 1].
+Shapes: B pairs, S the side of an image in pixels; one grey channel; values in [0, 1].
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_meta.dynamic_filters.photographs import grey_photographs
 from lightning_meta.errors import InputError
 from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
 from lightning_meta.running.segments import Key, Segment
 from lightning_meta.seeding import generator, shuffled
-from lightning_meta.sources import image_files, stereo
+from lightning_meta.sources import stereo
 from lightning_meta.sources.driving import read_highway
 from lightning_meta.sources.stereo import StereoPair, Views
 
-SIZE = 64  # the paper's side of a picture
+SIZE = 64  # side of the paper's images
 STAND_IN = "drawn scenes of textured layers, a stand-in for highway driving"
-FEWEST = 10  # pairs that a folder must have to be trained on
-PHOTOGRAPHS = ("china", "flower"), ("minduka",), ("grace_hopper",)  # whose pieces are drawn in each split
-MEAN_OF = 500  # training pairs that the mean view is made from
+FEWEST = 10  # smallest number of pairs in a folder that is used for training
+MEAN_OF = 500  # number of training pairs that the mean view averages
 
 
 class Example(NamedTuple):
@@ -33,11 +33,11 @@ class Example(NamedTuple):
 
     name: str
     views: Views
-    scored: bool = True  # False: from elsewhere than the training pairs, there for the sake of its disparity
+    scored: bool = True  # False: from another folder than the training pairs, used only for its disparity
 
 
-class Pairs(NamedTuple):
-    """A batch."""
+class StereoBatch(NamedTuple):
+    """A batch of pairs."""
 
     left: Tensor  # (B, 1, S, S)
     right: Tensor  # (B, 1, S, S)
@@ -46,8 +46,8 @@ class Pairs(NamedTuple):
     segment: Segment
 
     @classmethod
-    def collate(cls, samples: list[tuple[Example, Segment]]) -> "Pairs":
-        """Joins ``(example, segment)`` pairs of one size."""
+    def collate(cls, samples: list[tuple[Example, Segment]]) -> "StereoBatch":
+        """Make a batch of samples ``(example, segment)`` of one size."""
         examples, segments = zip(*samples, strict=True)
         left, right = (_planes([example.views[i] for example in examples]) / 255 for i in (0, 1))
         unknown = np.full(left.shape[2:], np.nan, np.float32)
@@ -60,26 +60,26 @@ def _planes(arrays: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))[:, None]
 
 
-class DrawnPairs(Dataset[tuple[Example, Segment]]):
-    """Scenes drawn on the fly: sample `i` is a function of (seed, split, i). See ``sources.stereo.textured_layers``."""
+class RenderedPairs(Dataset[tuple[Example, Segment]]):
+    """Scenes rendered by ``sources.stereo.textured_layers``. Scene `i` is a function of (seed, split, i)."""
 
-    def __init__(self, pictures: list[np.ndarray], split: str, seed: int, size: int):
-        self.pictures, self.key, self.size = pictures, (seed, SPLITS[split]), size
+    def __init__(self, textures: list[np.ndarray], split: str, seed: int, size: int):
+        self.textures, self.key, self.size = textures, (seed, SPLITS[split]), size
 
     def __getitem__(self, key: Key) -> tuple[Example, Segment]:
         index, segment = key
-        views = stereo.textured_layers(self.pictures, self.size, generator(*self.key, index))
+        views = stereo.textured_layers(self.textures, self.size, generator(*self.key, index))
         return Example(f"{index:03d}", views), segment
 
 
-class RandomWindows(Dataset[tuple[Example, Segment]]):
-    """Squares of given pairs: sample `i` is a function of (seed, i). Each pair in turn, in a shuffled order.
+class RandomCrops(Dataset[tuple[Example, Segment]]):
+    """Random square crops of given pairs, which take turns in shuffled order. Crop `i` is a function of (seed, i).
 
     Args:
-        pairs: Of ``size`` pixels at least along each side.
-        seed: Of the samples.
+        pairs: Pairs with sides of at least ``size`` pixels.
+        seed: Seed of the crops.
         size: S.
-        mirror: Mirror half of the pairs.
+        mirror: Mirror half of the crops.
     """
 
     def __init__(self, pairs: Sequence[Views], seed: int, size: int, mirror: bool):
@@ -106,35 +106,44 @@ class FixedPairs(Dataset[tuple[Example, Segment]]):
 
 
 class StereoPairsDataModule(MetaDataModule):
-    """Left and right views in grey, 64x64 pixels: the paper's highway recording, other pairs, or drawn scenes.
+    """Left and right views in grey, 64x64 pixels: the paper's highway recording, other pairs, or rendered scenes.
 
-    Other pairs may have any layout that ``sources.stereo.find_pairs`` knows, with true disparities or without. They are
-    scaled by area averaging until their shorter side has ``size`` pixels. Training sees random squares of them,
-    validation, test and ``predict`` as many as fit side by side, evenly spread. Of a folder of ten pairs or more the
-    first 70 % (by name; of a drive: in time) are to train on, the next 10 % to validate on and the rest to test on. The
-    pairs of smaller folders are all for the test, and only for what it says about disparities. A pair whose true
-    disparity is known of the left view alone is mirrored: then it is known of the right view.
+    Other pairs may have any layout that ``sources.stereo.find_pairs`` reads, with or without true disparities. They are
+    scaled by area averaging until their shorter side has ``size`` pixels. Training uses random square crops;
+    validation, test and ``predict`` use as many evenly spaced crops as fit side by side. In a folder of at least ten
+    pairs the first 70 % (by name; of a drive: in time) are for training, the next 10 % for validation and the rest for
+    testing. Pairs of smaller folders are only used to test disparities. If only the disparity of the left view is
+    known, the pair is mirrored, which makes it that of the right view.
 
-    Differs from the paper: of the highway recording the last tenth of the training file is set aside to validate on.
+    Differs from the paper: the last tenth of the highway recording's training file is used for validation.
 
     Args:
-        root: Folder with ``highway/highwayDriving_{train,test}.h5``, the paper's, or ``stereo/``, with other pairs.
-        source: ``paper`` insists on the first; ``stand-in`` draws scenes of textured layers cut from photographs that
-            come with installed packages; ``auto`` takes the first of the three that is there.
-        pairs: A user's own folder of pairs, in place of ``<root>/stereo``; ``predict`` predicts all of it.
-        disparity_scale: Levels of a disparity picture that are one pixel, where its layout does not say so.
-        size: Side of a picture, even, 16 to 64 (paper: 64).
-        mirror: Mirror half of the training pairs that are not drawn (paper: no).
-        batch_size: Pairs a process and step.
-        val_pairs: To validate on, or as many as there are.
-        test_pairs: To test on, likewise.
-        predict_pairs: Test pairs that ``predict`` shows where there is no folder of the user's.
-        num_workers: Processes that draw or cut pairs; 0 does so in the training process.
-        seed: Of the training pairs.
+        root: Folder with ``highway/highwayDriving_{train,test}.h5``, the paper's data, or with pairs in ``stereo/``.
+        source: ``paper`` requires the paper's data; ``stand-in`` renders scenes of textured layers from photographs
+            that come with installed packages; ``auto`` uses the paper's data, else ``stereo/``, else the stand-in.
+        pairs: The user's folder of pairs, used instead of ``<root>/stereo``. ``predict`` then predicts all of it.
+        disparity_scale: Number of levels per pixel of disparity images, if their layout does not define it.
+        size: Side of an image in pixels, even, 16 to 64 (paper: 64).
+        mirror: Mirror half of the training pairs, unless they are rendered (paper: no).
+        batch_size: Number of pairs per process and step.
+        val_pairs: Largest number of pairs to validate on.
+        test_pairs: Largest number of pairs to test on.
+        predict_pairs: Largest number of test pairs for ``predict``, unless ``pairs`` is given.
+        num_workers: Number of processes that render or crop pairs; 0 does so in the training process.
+        seed: Seed of the training pairs.
 
     Raises:
-        InputError: Where files are missing or damaged, views have no partner or another size, a disparity has no scale,
-            or there are too few pairs.
+        InputError: If files are missing or damaged, a view has no partner or another size, the scale of a disparity is
+            not known, or there are too few pairs.
+
+    Example:
+        >>> from lightning_meta.dynamic_filters.stereo_data import StereoPairsDataModule
+        >>> data = StereoPairsDataModule(source="stand-in", val_pairs=2, test_pairs=3)
+        >>> data.setup("test")
+        >>> data.counts
+        {'val': 2, 'test': 3, 'predict': 3}
+        >>> data.examples["test"][0].views.left.shape
+        (64, 64)
     """
 
     def __init__(
@@ -156,7 +165,7 @@ class StereoPairsDataModule(MetaDataModule):
         self.save_hyperparameters()
         self.batch_size = batch_size
 
-    collate = staticmethod(Pairs.collate)
+    collate = staticmethod(StereoBatch.collate)
 
     @property
     def present(self) -> bool:
@@ -165,9 +174,11 @@ class StereoPairsDataModule(MetaDataModule):
     def make_sets(self, stage: str) -> None:
         h = self.hparams
         if not 16 <= h.size <= SIZE or h.size % 2:
-            raise InputError(f"data.size: {h.size} pixels: choose an even number from 16 to {SIZE}")
+            raise InputError(f"data.size is {h.size}: choose an even number of pixels from 16 to {SIZE}")
         if h.disparity_scale is not None and not h.disparity_scale > 0:
-            raise InputError(f"data.disparity_scale: {h.disparity_scale}: give the levels of one pixel, above 0")
+            raise InputError(
+                f"data.disparity_scale is {h.disparity_scale}: give the number of levels per pixel, above 0"
+            )
         highway, folder = Path(h.root) / "highway", Path(h.root) / "stereo"
         if h.pairs:
             self._use_folder(Path(h.pairs), stage)
@@ -176,7 +187,7 @@ class StereoPairsDataModule(MetaDataModule):
         elif self.use_papers_data("highway driving", highway, STAND_IN):
             self._use_highway(highway)
         else:
-            self._use_drawn()
+            self._use_rendered()
         shown = self.examples["test"][: None if h.pairs else h.predict_pairs]
         self.examples["predict"] = shown
         self.sets |= {split: FixedPairs(examples) for split, examples in self.examples.items()}
@@ -185,15 +196,15 @@ class StereoPairsDataModule(MetaDataModule):
     def _use_highway(self, folder: Path) -> None:
         h = self.hparams
         if h.size != SIZE:
-            raise InputError(f"data.size: {h.size} pixels: the highway recording has {SIZE}")
+            raise InputError(f"data.size is {h.size}, but the highway recording has {SIZE} pixels: set it to {SIZE}")
         train, test = (
             [Views(*views) for views in zip(*read_highway(folder / name, ["highway_L", "highway_R"]), strict=True)]
             for name in ("highwayDriving_train.h5", "highwayDriving_test.h5")
         )
         if len(train) < FEWEST:
-            raise InputError(f"{folder}: {len(train)} training pairs are too few: give the authors' files")
+            raise InputError(f"{folder} has {len(train)} training pairs, too few: use the authors' files")
         held_out = len(train) // 10
-        self.sets["train"] = RandomWindows(train[:-held_out], h.seed, SIZE, h.mirror)
+        self.sets["train"] = RandomCrops(train[:-held_out], h.seed, SIZE, h.mirror)
         val, test = ([Example(f"{i:05d}", views) for i, views in enumerate(part)] for part in (train[-held_out:], test))
         self._evaluate_on(val[: h.val_pairs], test[: h.test_pairs])
         self.test_name = "the test recording"
@@ -215,22 +226,23 @@ class StereoPairsDataModule(MetaDataModule):
                 train, val, test = train + group[:first], val + group[first:second], test + group[second:]
         if not train:
             raise InputError(
-                f"{folder}: no folder there has {FEWEST} pairs, and smaller ones are not trained on: add some, or take "
-                "--data.source stand-in"
+                f"{folder}: training needs a folder with at least {FEWEST} pairs: add pairs, or set --data.source "
+                "stand-in"
             )
-        self.sets["train"] = RandomWindows([small(pair, h.size) for pair in train], h.seed, h.size, h.mirror)
+        self.sets["train"] = RandomCrops([small(pair, h.size) for pair in train], h.seed, h.size, h.mirror)
         known = (e._replace(scored=False) for e in squares(others, h.size) if e.views.right_disparity is not None)
         val = list(islice(squares(val, h.size), h.val_pairs))
         self._evaluate_on(val, [*islice(squares(test, h.size), h.test_pairs), *known])
         self.test_name = f"the last fifth of a drive, true disparities of {len(self.truths)} pairs"
 
-    def _use_drawn(self) -> None:
+    def _use_rendered(self) -> None:
         h = self.hparams
-        found = {name: image_files.grey(picture) for name, picture in image_files.bundled_photographs().items()}
-        train, val, test = ([found[name] for name in names] for names in PHOTOGRAPHS)
-        self.sets["train"] = DrawnPairs(train, "train", h.seed, h.size)
-        drawn = (DrawnPairs(val, "val", 0, h.size), h.val_pairs), (DrawnPairs(test, "test", 0, h.size), h.test_pairs)
-        self._evaluate_on(*([_example(pairs, i) for i in range(count)] for pairs, count in drawn))
+        train, val, test = grey_photographs().values()
+        self.sets["train"] = RenderedPairs(train, "train", h.seed, h.size)
+        val, test = RenderedPairs(val, "val", 0, h.size), RenderedPairs(test, "test", 0, h.size)
+        self._evaluate_on(
+            [_example(val, i) for i in range(h.val_pairs)], [_example(test, i) for i in range(h.test_pairs)]
+        )
         self.test_name = "layers cut from another photograph"
 
     def _evaluate_on(self, val: list[Example], test: list[Example]) -> None:
@@ -239,17 +251,19 @@ class StereoPairsDataModule(MetaDataModule):
 
     @property
     def test_samples(self) -> int:
-        """How many pairs the squared error is a mean of."""
+        """Number of pairs that the mean squared error is computed from."""
         return sum(example.scored for example in self.examples["test"])
 
     def mean_view(self) -> Tensor:
-        """The average right view of training pairs, (1, S, S): what one knows without looking."""
+        """Return the average right view of training pairs, (1, S, S), which serves as a baseline."""
         views = [_example(self.sets["train"], i).views.right / 255 for i in range(MEAN_OF)]
         return torch.from_numpy(np.mean(views, axis=0)).float()[None]
 
     def mean_disparities(self) -> tuple[Tensor, Tensor]:
-        """The average disparity of the test pairs, which nothing but the test knows: (1, 1, 1); and that of each place,
-        (1, S, S)."""
+        """Return the average disparity of the test pairs, (1, 1, 1), and that of each pixel, (1, S, S).
+
+        These baselines know the test's true disparities, unlike a model.
+        """
         truths = _planes(self.truths)
         return truths.nanmean().view(1, 1, 1), truths.nanmean(0)
 
@@ -259,21 +273,21 @@ def _example(dataset: Dataset, index: int) -> Example:
 
 
 def small(pair: StereoPair, size: int) -> Views:
-    """A pair, its shorter side scaled to ``size`` pixels, with the disparity of its right view if any is known.
+    """Read a pair, scale its shorter side to ``size`` pixels and, if only the left disparity is known, mirror the pair.
 
     Raises:
-        InputError: Where it cannot be read or is smaller.
+        InputError: If the pair cannot be read or is smaller.
     """
     views = pair.read()
     height, width = views.left.shape
     if min(height, width) < size:
-        raise InputError(f"{pair.left} is {width}x{height} pixels: give views of {size}x{size} at least")
+        raise InputError(f"{pair.left} is {width}x{height} pixels: views need at least {size}x{size}")
     views = views.scaled(size)
     return views.mirrored() if views.right_disparity is None and views.left_disparity is not None else views
 
 
 def squares(pairs: list[StereoPair], size: int) -> Iterator[Example]:
-    """Squares of scaled pairs: of each as many as fit side by side, evenly spread; one pair after another."""
+    """Yield square crops of scaled pairs, evenly spaced: as many of each pair as fit side by side."""
     for pair in pairs:
         views, name = small(pair, size), pair.name.replace("/", "_")
         height, width = views.left.shape

@@ -21,25 +21,30 @@ from lightning_meta.running.learning_rates import by_step, cosine, halved
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean
 
-EPSILON = torch.finfo(torch.float32).eps  # where the paper clips predictions before the cross-entropy
+EPSILON = torch.finfo(torch.float32).eps  # the paper clips predictions to [eps, 1 - eps] before the cross-entropy
 
-
-# What one step leaves to the next: hidden (B, C, H/2, W/2); the newest frames, true or predicted (B, F, H, W), as many
-# as the encoder reads or there are. A plain tuple, since checkpoints hold it and are loaded without classes.
+# The recurrent state: hidden (B, C, H/2, W/2) and the newest frames, true or predicted, (B, F, H, W) with F at most the
+# number that the encoder reads. It is a plain tuple because checkpoints, which are loaded without classes, contain it.
 FrameState = tuple[Tensor, Tensor]
 
 
 def cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy in nats a frame: summed over a frame's pixels, averaged over frames, (B,).
+    """Return the binary cross-entropy in nats per frame: summed over pixels, averaged over frames, (B,).
 
-    Predictions are clipped to [eps, 1 - eps] with float32's epsilon, as published; in float32 whatever the precision.
+    As in the paper, predictions are clipped to [eps, 1 - eps] with float32's epsilon. Computed in float32 or better.
 
     Args:
-        prediction: (B, T, C, H, W).
-        target: The same shape, values in [0, 1].
+        prediction: Predicted frames (B, T, C, H, W).
+        target: True frames of the same shape, values in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from lightning_meta.dynamic_filters.video import cross_entropy
+        >>> cross_entropy(torch.full((1, 3, 1, 2, 2), 0.5), torch.ones(1, 3, 1, 2, 2))  # 4 log 2
+        tensor([2.7726])
     """
     prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32)).clamp(EPSILON, 1 - EPSILON)
-    # Not F.binary_cross_entropy, which stops at a NaN before anyone can say what to do about it.
+    # F.binary_cross_entropy would raise an obscure error for NaN; here it reaches the loss, which reports it.
     loss = -(target * prediction.log() + (1 - target) * (1 - prediction).log())
     return loss.sum((2, 3, 4)).mean(1)
 
@@ -52,33 +57,43 @@ UNITS = {"cross_entropy": ("cross-entropy", "nats a frame"), "squared_error": ("
 BASELINES = {"copy the last frame": "copy_last_frame_", "mean frame": "mean_frame_"}
 
 
-class Layout(NamedTuple):
-    """Channels of a network's layers as multiples of its width; the encoder's second layer halves the resolution."""
+class Architecture(NamedTuple):
+    """Number of input frames, and channels of the layers as multiples of the network's width."""
 
-    frames: int  # the newest frames that it reads at once
-    encoder: tuple[int, ...]
-    before: tuple[int, ...]  # the decoder's, at half the resolution
-    after: tuple[int, ...]  # at the full one
+    frames: int  # newest frames that the encoder reads at once
+    encoder: tuple[int, ...]  # the second layer halves the resolution
+    before: tuple[int, ...]  # layers of the decoder before it restores the resolution
+    after: tuple[int, ...]  # and after
 
 
-LAYOUTS = {
-    "moving_mnist": Layout(frames=1, encoder=(1, 1, 2, 2, 4), before=(2, 2), after=(2, 2)),
-    "highway": Layout(frames=2, encoder=(1, 1, 2, 2), before=(2,), after=(1, 2)),
+ARCHITECTURES = {
+    "moving_mnist": Architecture(frames=1, encoder=(1, 1, 2, 2, 4), before=(2, 2), after=(2, 2)),
+    "highway": Architecture(frames=2, encoder=(1, 1, 2, 2), before=(2,), after=(1, 2)),
 }
 
 
 class FramePredictor(nn.Module):
-    """The next frame is the newest one, filtered with filters that a recurrent network writes for every pixel.
+    """Predicts the next frame by filtering the newest one; a recurrent network generates a filter for every pixel.
 
     Args:
-        layout: Of ``LAYOUTS``, the paper's two networks.
-        width: Channels of the first layers. The paper: 32.
-        kernel_size: Of the generated filters, odd; the farthest that a pixel can come is half of it.
-        dynamic: False gives the paper's baseline: the same network with one convolution in the filters' place.
-        dynamic_bias: Write a plane, too, that is added to the frame before it is filtered.
-        untied_bias: Height and width of the frames, where the first layer has a bias for every place.
-        gain: Of the weights' start, uniform within gain * sqrt(3 / fan-in). The paper: 1, with which signals fade from
-            layer to layer; sqrt(2) keeps them up.
+        layout: Architecture, a key of ``ARCHITECTURES``: the paper's network for Moving MNIST or for highways.
+        width: Channels of the first layers (paper: 32).
+        kernel_size: Size of the generated filters, odd. A pixel can move by at most half of it.
+        dynamic: False gives the paper's baseline: the same network with a convolution in place of the filters.
+        dynamic_bias: Also generate a plane that is added to the frame before filtering.
+        untied_bias: Height and width of the frames, to give every pixel its own bias in the first layer. None: one bias
+            per channel.
+        gain: Initial weights are uniform within gain * sqrt(3 / fan-in). With the paper's gain of 1, signals fade from
+            layer to layer; sqrt(2) preserves them.
+
+    Example:
+        >>> import torch
+        >>> from lightning_meta.dynamic_filters.video import FramePredictor
+        >>> predictor = FramePredictor(width=4, kernel_size=5)
+        >>> frames = torch.rand(2, 3, 1, 16, 16)  # three given frames
+        >>> predictions, filters, state = predictor(frames, start=0, stop=4, inputs=3)
+        >>> predictions.shape, filters.shape
+        (torch.Size([2, 2, 1, 16, 16]), torch.Size([2, 25, 16, 16]))
     """
 
     def __init__(
@@ -92,7 +107,7 @@ class FramePredictor(nn.Module):
         gain: float = 1.0,
     ):
         super().__init__()
-        newest, encoder, before, after = LAYOUTS[layout]
+        newest, encoder, before, after = ARCHITECTURES[layout]
         first, second, *others = (width * multiple for multiple in encoder)
         self.newest, self.hidden_channels = newest, others[-1]
         self.encoder = convolutions(
@@ -105,37 +120,36 @@ class FramePredictor(nn.Module):
         initialise(self, gain)
 
     def encode(self, frames: Tensor) -> Tensor:
-        """What the newest frames (B, F, H, W) have to say to the state, (B, C, H/2, W/2)."""
+        """Return the code (B, C, H/2, W/2) of the newest frames (B, F, H, W)."""
         return self.encoder(frames)
 
     def advance(self, code: Tensor, hidden: Tensor) -> Tensor:
-        """The state after the frames of that code."""
+        """Return the next hidden state (B, C, H/2, W/2)."""
         return code + self.transition(hidden)
 
     def predict(self, hidden: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """The frame after ``frame`` (B, 1, H, W), and the filters' logits (B, K*K, H, W) that make it."""
+        """Return the frame that follows ``frame`` (B, 1, H, W), and the filters' logits (B, K*K, H, W)."""
         planes = self.decoder(hidden)
         return self.output(frame, planes), planes[:, : self.output.taps]
 
     def forward(
         self, frames: Tensor, start: int, stop: int, inputs: int, state: FrameState | None = None
     ) -> tuple[Tensor, Tensor, FrameState]:
-        """Runs steps ``start <= t < stop``. The newest frame of step t is frame t: a true one where t < inputs, else
-        the prediction of the step before.
+        """Run steps ``start <= t < stop``. Step t reads frame t: the true one if t < inputs, else its own prediction.
 
-        Steps before ``inputs - 1`` only fill the state: what they would predict is known, so nothing is decoded. Those
-        that would have to read frames before the first one are not made at all.
+        Steps before ``inputs - 1`` only update the state: the frame that they would predict is given, so nothing is
+        decoded. Steps that would have to read frames before the first one are skipped.
 
         Args:
-            frames: (B, T, 1, H, W), frame ``start`` first; what lies past the inputs is not read.
+            frames: (B, T, 1, H, W), beginning with frame ``start``. Frames from ``inputs`` on are not read.
             start: First step.
             stop: One past the last step.
-            inputs: Number of true frames at the head of a sequence.
-            state: From the step before; None at a sequence's head.
+            inputs: Number of true frames at the beginning of a sequence.
+            state: State after step ``start - 1``; None at the beginning of a sequence.
 
         Returns:
-            Predictions of frames ``max(start + 1, inputs)`` to ``stop``, (B, T', 1, H, W); the filters' logits of
-            the first of them, (B, K*K, H, W); the state after the last step.
+            Predictions of frames ``max(start + 1, inputs)`` to ``stop``, (B, T', 1, H, W); the filters' logits of the
+            first of them, (B, K*K, H, W); the state after the last step.
         """
         B, _, _, H, W = frames.shape
         hidden, recent = state or (
@@ -143,7 +157,7 @@ class FramePredictor(nn.Module):
             frames.new_empty(B, 0, H, W),
         )
         known = frames[:, : max(inputs - start, 0), 0][:, : stop - start]
-        # All true frames through the encoder at once: it does not depend on the state.
+        # The encoder does not depend on the state, so it encodes all true frames at once.
         joined = torch.cat([recent[:, max(recent.shape[1] - self.newest + 1, 0) :], known], 1)
         windows = joined.unfold(1, self.newest, 1).movedim(-1, 2) if joined.shape[1] >= self.newest else joined[:, :0]
         codes = self.encode(windows.flatten(0, 1)).unflatten(0, (B, -1)).unbind(1) if windows.shape[1] else ()
@@ -167,27 +181,27 @@ class FramePredictor(nn.Module):
 
 
 class VideoPrediction(Experiment):
-    """Trains a ``FramePredictor`` to go on with a video for as long as a segment of ``MetaSchedule`` reaches.
+    """Trains a ``FramePredictor`` to predict the frames that follow the given ones, up to the end of a segment.
 
-    From its first prediction on it reads its own frames; gradients run through all of them; there is no loss on the
-    frames that it is given.
+    After its first prediction the network reads its own predictions, and gradients pass through all of them. Given
+    frames have no loss.
 
     Args:
-        layout: Of the paper's two networks, the one for Moving MNIST or the one for highways.
+        layout: Architecture of the network: the paper's for Moving MNIST or the paper's for highways.
         width: Channels of the first layers (paper: 32).
-        kernel_size: Of the generated filters (paper: 9; highways 11).
-        dynamic: False trains the paper's baseline of equal size, without generated filters.
-        dynamic_bias: Write a plane, too, that is added to a frame before it is filtered (paper: for highways).
-        untied_bias: A bias for every place in the first layer, for frames of 64x64 (paper: for highways).
+        kernel_size: Size of the generated filters (paper: 9; highways: 11).
+        dynamic: False trains the paper's baseline of equal size, which generates no filters.
+        dynamic_bias: Also generate a plane that is added to the frame before filtering (paper: for highways).
+        untied_bias: Give every pixel its own bias in the first layer, for frames of 64x64 (paper: for highways).
         loss: ``cross_entropy`` (paper: Moving MNIST) or ``squared_error`` (paper: highways).
-        gain: Of the weights' start (paper: 1).
-        input_frames: Frames that the model is given (paper: 10; highways 3).
-        lr: Adam's learning rate (paper: 1e-3; its baseline on Moving MNIST was trained with 1e-4).
-        lr_halved_every: Optimizer steps after which the learning rate is halved (paper: 4000). None: it falls to zero
-            along a cosine over ``trainer.max_steps``.
-        beta2: Adam's average of squared gradients (paper: 0.999).
-        flow_head_steps: In the test, train this many steps on true flow, once from the trained network and once from a
-            fresh one (the paper's closing claim). 0: do not.
+        gain: Scale of the initial weights (paper: 1).
+        input_frames: Number of given frames (paper: 10; highways: 3).
+        lr: Learning rate of Adam (paper: 1e-3; its baseline on Moving MNIST was trained with 1e-4).
+        lr_halved_every: Halve the learning rate after every so many optimizer steps (paper: 4000). None: let it fall to
+            zero along a cosine over ``trainer.max_steps``.
+        beta2: Decay rate of Adam's average of squared gradients (paper: 0.999).
+        flow_head_steps: Number of steps, in the test, that train a head for optical flow on the trained network and on
+            an untrained one (see ``flow_head``). 0: train none.
         compile: Compile the network's parts with ``torch.compile``.
     """
 
@@ -213,7 +227,8 @@ class VideoPrediction(Experiment):
         self.predictor = self.new_predictor()
         if input_frames < self.predictor.newest:
             raise InputError(
-                f"model.input_frames: {input_frames}: the {layout} network reads {self.predictor.newest} frames at once"
+                f"model.input_frames is {input_frames}, but the {layout} network reads {self.predictor.newest} frames "
+                f"at once: raise it to {self.predictor.newest} or more"
             )
         self.measure = _measure(loss, *UNITS[loss])
         self.further_measures = tuple(_measure(score, *unit) for score, unit in SCORES.items()) + flow_head.MEASURES
@@ -223,14 +238,14 @@ class VideoPrediction(Experiment):
         self.val_loss = Mean()
 
     def new_predictor(self) -> FramePredictor:
-        """The network as it starts."""
+        """Return a network with initial weights."""
         h = self.hparams
         untied = (SIZE, SIZE) if h.untied_bias else None
         predictor = FramePredictor(h.layout, h.width, h.kernel_size, h.dynamic, h.dynamic_bias, untied, h.gain)
         return predictor.to(memory_format=torch.channels_last)
 
     def configure_model(self) -> None:
-        if self.hparams.compile:  # methods: nn.Sequential.compile() compiles nothing, its frames being torch's own
+        if self.hparams.compile:  # nn.Sequential.compile() would compile nothing: torch.compile skips torch's own code
             for name in ("encode", "advance", "predict"):
                 setattr(self.predictor, name, torch.compile(getattr(self.predictor, name)))
 
@@ -240,11 +255,11 @@ class VideoPrediction(Experiment):
         return by_step(optimizer, halved(every) if every else cosine(self.trainer.max_steps))
 
     def forward(self, batch: Clips, state: FrameState | None = None) -> tuple[Tensor, Tensor, FrameState]:
-        """Runs the batch's segment; see ``FramePredictor.forward``."""
+        """Run the segment of a batch; see ``FramePredictor.forward``."""
         start, stop = batch.segment.start, batch.segment.stop
         if stop < self.hparams.input_frames:
             raise InputError(
-                f"steps {start} to {stop - 1} predict nothing, the first {self.hparams.input_frames} frames being "
+                f"steps {start} to {stop - 1} predict nothing because the first {self.hparams.input_frames} frames are "
                 f"given: schedule.unroll and schedule.horizon must be at least {self.hparams.input_frames}"
             )
         return self.predictor(batch.frames, start, stop, self.hparams.input_frames, state)
@@ -253,7 +268,7 @@ class VideoPrediction(Experiment):
         predictions, _, self.carry = self(batch, self.carry)
         loss = LOSSES[self.hparams.loss](predictions, batch.frames[:, -predictions.shape[1] :]).mean()
         self.log(f"train/{self.hparams.loss}", loss, prog_bar=True)
-        return loss / batch.frames[0, 0].numel()  # the paper's: a mean over pixels
+        return loss / batch.frames[0, 0].numel()  # the paper minimises the mean over pixels
 
     def validation_step(self, batch: Clips, batch_idx: int) -> None:
         predictions, _, _ = self(batch)
@@ -291,51 +306,52 @@ class VideoPrediction(Experiment):
         self.log(f"test/{name}", self.means[name])
 
     def pictures(self, batch: Clips) -> dict[str, Tensor]:
-        """The paper's figures 5 and 7 for the batch's first sequence, uint8 (3, H', W')."""
+        """Draw the paper's figures 5 and 7 for the first sequence of a batch: uint8 (3, H', W') by name."""
         first = Clips(batch.frames[:1], batch.segment)
-        return {name: picture for name, picture in self._draw(first)[0].items() if picture.ndim == 3}
+        return {name: image for name, image in self._draw(first)[0].items() if image.ndim == 3}
 
     def predict_step(self, batch: Clips, batch_idx: int) -> dict[str, Tensor]:
-        """A film strip, an animation and the flow of every sequence, by file name."""
+        """Draw a film strip, an animation and the flow of every sequence, by file name."""
         if batch.frames.shape[1] < self.hparams.input_frames:
             raise InputError(
-                f"the clip gives {batch.frames.shape[1]} frames; the model goes on from {self.hparams.input_frames}: "
+                f"the clip gives {batch.frames.shape[1]} frames, but the model needs {self.hparams.input_frames}: "
                 "give a longer one"
             )
-        drawn = {}
-        for j, pictures in enumerate(self._draw(batch)):
+        files = {}
+        for j, images in enumerate(self._draw(batch)):
             number = batch.segment.problem + j * self.trainer.world_size
-            for name, picture in pictures.items():
-                drawn[f"{number:03d}_{name}.{'png' if picture.ndim == 3 else 'gif'}"] = picture
-        return drawn
+            for name, image in images.items():
+                files[f"{number:03d}_{name}.{'png' if image.ndim == 3 else 'gif'}"] = image
+        return files
 
     def _draw(self, batch: Clips) -> list[dict[str, Tensor]]:
+        """Return the figures of each sequence by name; an animation is (T, 3, H', W')."""
         inputs = self.hparams.input_frames
         predictions, filters, _ = self(batch)
         flows = expected_displacement(filters, self.hparams.kernel_size) if self.hparams.dynamic else filters
-        drawn = []
+        drawings = []
         for frames, prediction, flow in zip(batch.frames, predictions, flows, strict=True):
             frames, prediction = frames[:, 0].float().cpu(), prediction[:, 0].float().clamp(0, 1).cpu()
             given, truth = frames[:inputs], frames[inputs:]
             times = range(inputs + 1, inputs + 1 + len(prediction))
             rows, columns = {"input": given, "prediction": prediction}, {"input": range(1, inputs + 1)}
-            if len(truth):  # else a clip that ends where the prediction begins
+            if len(truth):  # a user's clip may end with the given frames
                 rows |= {"truth": truth, "|error|": (prediction[: len(truth)] - truth).abs()}
             columns |= {name: times[: len(rows[name])] for name in rows if name != "input"}
-            pictures = {
+            images = {
                 "frames": film_strip(rows, columns),
                 "animation": animation(given, prediction, truth if len(truth) else None),
             }
             if self.hparams.dynamic:
-                pictures["flow"] = flow_figure(
+                images["flow"] = flow_figure(
                     given[-1],
                     flow.float().cpu(),
                     prediction[0],
                     truth[0] if len(truth) else None,
                     max_flow=self.hparams.kernel_size // 2,
                 )
-            drawn.append(pictures)
-        return drawn
+            drawings.append(images)
+        return drawings
 
 
 def _measure(score: str, name: str, unit: str) -> Measure:

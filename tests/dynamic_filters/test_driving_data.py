@@ -14,7 +14,7 @@ from tests.conftest import arguments
 
 
 def numbered(path, frames, height=64, width=64):
-    """A GIF whose frame t is all t."""
+    """Write a GIF whose frame t has the value t everywhere."""
     write_gif(path, torch.arange(frames, dtype=torch.uint8)[:, None, None].repeat(1, height, width))
     return str(path)
 
@@ -124,10 +124,10 @@ def test_the_authors_files_in_their_layout(tmp_path):
 
 
 def test_a_video_that_is_too_short_is_refused(tmp_path):
-    with pytest.raises(InputError, match="has 40 frames, a tenth of which is fewer than a sequence of 6"):
+    with pytest.raises(InputError, match="has 40 frames, but a tenth of them must hold a sequence of 6"):
         set_up(video=numbered(tmp_path / "v.gif", 40))
     data = set_up(video=numbered(tmp_path / "v.gif", 100))
-    with pytest.raises(InputError, match=r"has 80 frames, a sequence 90 at data\.frame_step 1"):
+    with pytest.raises(InputError, match=r"has 80 frames, too few for a sequence of 90 at data\.frame_step 1"):
         data.sets["train"][0, Segment(0, 0, 89, True)]
     with pytest.raises(InputError, match="does not exist"):
         set_up(video=str(tmp_path / "nothing.mp4"))
@@ -145,7 +145,7 @@ def test_predict_goes_on_with_a_video_of_ones_own(tmp_path):
         levels = [frame.flatten().mode().values.item() for frame in shown[:3]]
         assert levels == pytest.approx([grey, grey + 16, grey + 32], abs=2)
     numbered(tmp_path / "short.gif", 2)  # of which every second is read
-    with pytest.raises(SystemExit, match="the clip gives 1 frames; the model goes on from 3: give a longer one"):
+    with pytest.raises(SystemExit, match="the clip gives 1 frames, but the model needs 3: give a longer one"):
         main(["predict", *arguments("dfn_highway", tmp_path, f"--data.clip={tmp_path / 'short.gif'}")])
 
 

@@ -1,31 +1,29 @@
-"""Scores of frames and of flow, and the heads that are trained on flow."""
+"""Scores of frames and flow, and the heads that are trained on flow."""
 
 import json
 
 import numpy as np
 import pytest
+import skimage.metrics
 import torch
 
 from lightning_meta.cli import main
 from lightning_meta.dynamic_filters.flow_head import FlowNetwork, train_heads
-from lightning_meta.dynamic_filters.frame_scores import end_point_error, frame_scores
+from lightning_meta.dynamic_filters.frame_scores import end_point_error, frame_scores, structural_similarity
 from lightning_meta.dynamic_filters.moving_mnist_data import Clips, MovingMNISTDataModule
 from lightning_meta.dynamic_filters.video import FramePredictor, VideoPrediction
 from lightning_meta.errors import InputError
 from tests.conftest import arguments
 
 
-def literal_ssim(x, y, data_range):
-    """Wang et al. 2004, with uniform windows of 7x7 and sample variances, over whole windows only."""
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    values = []
-    for i in range(x.shape[0] - 6):
-        for j in range(x.shape[1] - 6):
-            a, b = x[i : i + 7, j : j + 7].ravel(), y[i : i + 7, j : j + 7].ravel()
-            covariance = ((a - a.mean()) * (b - b.mean())).sum() / 48
-            top = (2 * a.mean() * b.mean() + c1) * (2 * covariance + c2)
-            values.append(top / ((a.mean() ** 2 + b.mean() ** 2 + c1) * (a.var(ddof=1) + b.var(ddof=1) + c2)))
-    return np.mean(values)
+@pytest.mark.parametrize("data_range", [1, 2])
+def test_ssim_is_that_of_scikit_image(data_range):
+    x, y = np.random.default_rng(0).random((2, 4, 12, 10))
+    y[0], y[1] = x[0], x[1] + 0.01 * y[1]  # equal and nearly equal
+    (found,) = structural_similarity(torch.from_numpy(x), torch.from_numpy(y), [data_range])
+    wanted = [skimage.metrics.structural_similarity(*pair, data_range=data_range) for pair in zip(x, y, strict=True)]
+    assert found.tolist() == pytest.approx(wanted, rel=0, abs=1e-12)
+    assert found[0] == 1
 
 
 def test_frame_scores_are_those_of_the_tables():
@@ -39,7 +37,9 @@ def test_frame_scores_are_those_of_the_tables():
     psnr = [-10 * np.log10(np.mean((x - y) ** 2)) for x, y in pairs]
     assert scores["psnr"].item() == pytest.approx(np.mean(psnr), rel=1e-5)
     for name, data_range in (("ssim", 1), ("ssim_range_2", 2)):
-        assert scores[name].item() == pytest.approx(np.mean([literal_ssim(*p, data_range) for p in pairs]), rel=1e-4)
+        assert scores[name].item() == pytest.approx(
+            np.mean([skimage.metrics.structural_similarity(*pair, data_range=data_range) for pair in pairs]), rel=1e-4
+        )
 
 
 def test_a_frame_met_exactly_has_a_finite_psnr():

@@ -1,9 +1,11 @@
-"""The dynamic filtering layers against their literal definition, written as loops in float64."""
+"""The dynamic filtering layers against their definition in float64."""
 
+import itertools
 import shutil
 
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -14,6 +16,7 @@ from lightning_meta.dynamic_filters.layers import (
     DynamicLocalFilter,
     dynamic_convolution,
     dynamic_local_filter,
+    eager_local_filter,
     expected_displacement,
 )
 
@@ -29,20 +32,29 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def by_definition(x: Tensor, f: Tensor, kernel, softmax=True, padding_mode="zeros", groups=1) -> Tensor:
-    """One tap after the other, in float64 and with autograd's own gradients."""
-    kh, kw = kernel
-    _, C, H, W = x.shape
-    p = f.double().unflatten(1, (groups, kh * kw))
-    if softmax:
-        p = p.softmax(2)
-    padded = F.pad(x.double(), (kw // 2, kw // 2, kh // 2, kh // 2), mode=MODES[padding_mode])
-    channels = []
-    for c in range(C):
-        taps = p[:, c // (C // groups)].unbind(1)
-        shifted = (padded[:, c, k // kw : k // kw + H, k % kw : k % kw + W] for k in range(kh * kw))
-        channels.append(sum(tap * image for tap, image in zip(taps, shifted, strict=True)))
-    return torch.stack(channels, 1)
+def literal(x: Tensor, f: Tensor, kernel, softmax=True, padding_mode="zeros", groups=1) -> Tensor:
+    """The paper's sum, one pixel after another."""
+    (kh, kw), C = kernel, x.shape[1]
+    padded = F.pad(x, (kw // 2, kw // 2, kh // 2, kh // 2), mode=MODES[padding_mode])
+    y = torch.empty_like(x)
+    for b, c, i, j in itertools.product(*map(range, x.shape)):
+        taps = f[b, :, i, j].unflatten(0, (groups, kh, kw))[c // (C // groups)]
+        taps = taps.flatten().softmax(0).view(kh, kw) if softmax else taps
+        y[b, c, i, j] = (taps * padded[b, c, i : i + kh, j : j + kw]).sum()
+    return y
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("padding_mode", MODES)
+@pytest.mark.parametrize(("C", "groups", "kernel"), [(1, 1, (3, 3)), (3, 1, (5, 3)), (4, 2, (1, 5))])
+def test_eager_local_filter_is_the_papers_sum(C, groups, kernel, padding_mode, softmax):
+    x, f = (t.detach() for t in inputs(C, kernel, (4, 5), groups, x_dtype=torch.float64, f_dtype=torch.float64))
+    options = {"softmax": softmax, "padding_mode": padding_mode, "groups": groups}
+    torch.testing.assert_close(eager_local_filter(x, f, kernel, **options), literal(x, f, kernel, **options))
+
+
+def in_float64(x: Tensor, f: Tensor, kernel, **options) -> Tensor:
+    return eager_local_filter(x.double(), f.double(), kernel, **options)
 
 
 def inputs(C, kernel, size, groups=1, layout="contiguous", x_dtype=torch.float32, f_dtype=torch.float32, B=2):
@@ -54,7 +66,7 @@ def inputs(C, kernel, size, groups=1, layout="contiguous", x_dtype=torch.float32
 
 
 def check(x, f, kernel, tolerance, **options):
-    y, wanted = dynamic_local_filter(x, f, kernel, **options), by_definition(x, f, kernel, **options)
+    y, wanted = dynamic_local_filter(x, f, kernel, **options), in_float64(x, f, kernel, **options)
     grad_y = torch.randn_like(y)
     got = (y, *torch.autograd.grad(y, (x, f), grad_y))
     wanted = (wanted, *torch.autograd.grad(wanted, (x, f), grad_y.double()))
@@ -78,7 +90,7 @@ def test_local_filter_equals_definition(C, groups, kernel, padding_mode, softmax
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("B", "C", "groups", "size"), [(2, 3, 1, (90, 64)), (17, 2, 2, (16, 16)), (2, 9, 9, (40, 40))])
 def test_local_filter_over_several_tiles(B, C, groups, size, layout):
-    """More taps than one tile: rows, samples and groups are cut, with a last piece that is smaller."""
+    """More filters than one tile holds: rows, samples and groups are split, and the last piece is smaller."""
     x, f = inputs(C, (9, 7), size, groups, layout, B=B)
     check(x, f, (9, 7), 5e-6, groups=groups)
 
@@ -102,9 +114,7 @@ def test_local_filter_dtypes(x_dtype, f_dtype, tolerance, softmax, layout):
 
 def test_mixed_precision_output_is_not_rounded():
     x, f = inputs(3, (5, 5), (8, 9), f_dtype=torch.bfloat16)
-    torch.testing.assert_close(
-        dynamic_local_filter(x, f, 5).double(), by_definition(x, f, (5, 5)), rtol=1e-6, atol=1e-6
-    )
+    torch.testing.assert_close(dynamic_local_filter(x, f, 5).double(), in_float64(x, f, (5, 5)), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("needed", ["x", "filters"])
@@ -113,7 +123,7 @@ def test_one_gradient_alone(needed):
     (f if needed == "x" else x).requires_grad_(False)
     leaf = x if needed == "x" else f
     got, wanted = (
-        torch.autograd.grad(y.sum(), leaf)[0] for y in (dynamic_local_filter(x, f, 3), by_definition(x, f, (3, 3)))
+        torch.autograd.grad(y.sum(), leaf)[0] for y in (dynamic_local_filter(x, f, 3), in_float64(x, f, (3, 3)))
     )
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
@@ -122,7 +132,7 @@ def test_large_logits_and_masked_taps():
     x, f = inputs(1, (3, 3), (5, 5))
     f = (300 * f.detach()).index_fill(1, torch.tensor([2, 5]), -torch.inf).requires_grad_()
     y = dynamic_local_filter(x, f, 3)
-    torch.testing.assert_close(y.double(), by_definition(x, f, (3, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(y.double(), in_float64(x, f, (3, 3)), rtol=1e-4, atol=1e-4)
     assert torch.autograd.grad(y.sum(), f)[0].isfinite().all()
 
 
@@ -142,8 +152,8 @@ def test_gradcheck_local_filter(C, kernel, groups, softmax):
     def function(x, f):
         return dynamic_local_filter(x, f, kernel, softmax=softmax, groups=groups)
 
-    assert torch.autograd.gradcheck(function, (x, f))
-    assert torch.autograd.gradgradcheck(function, (x, f))
+    assert torch.autograd.gradcheck(function, (x, f), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(function, (x, f), check_fwd_over_rev=True)
     for detached in ((x.detach(), f), (x, f.detach())):
         assert torch.autograd.gradgradcheck(function, detached)
 
@@ -153,6 +163,45 @@ def test_second_order_keeps_dtypes():
     grads = torch.autograd.grad(dynamic_local_filter(x, f, 3).square().sum(), (x, f), create_graph=True)
     second = torch.autograd.grad(sum(g.float().square().sum() for g in grads), (x, f))
     assert [g.dtype for g in second] == [torch.float32, torch.bfloat16]
+
+
+def forward_ad(function):
+    """The tangent of ``function`` for a tangent of ones, by ``torch.autograd.forward_ad``."""
+
+    def tangent(f):
+        with fwAD.dual_level():
+            return fwAD.unpack_dual(function(fwAD.make_dual(f, torch.ones_like(f)))).tangent
+
+    return tangent
+
+
+TRANSFORMS = {
+    "grad": lambda function: torch.func.grad(lambda f: function(f).square().sum()),
+    "jacrev": torch.func.jacrev,
+    "jacfwd": torch.func.jacfwd,
+    "hessian": lambda function: torch.func.hessian(lambda f: function(f).square().sum()),
+    "jvp": lambda function: lambda f: torch.func.jvp(function, (f,), (torch.ones_like(f),))[1],
+    "vjp": lambda function: lambda f: torch.func.vjp(function, f)[1](torch.ones(1, 2, 2, 3, dtype=f.dtype))[0],
+    "linearize": lambda function: lambda f: torch.func.linearize(function, f)[1](torch.ones_like(f)),
+    "vmap": lambda function: lambda f: torch.func.vmap(function)(torch.stack([f, f.sin()])),
+    "gradient of each": lambda function: (
+        lambda f: torch.func.vmap(torch.func.grad(lambda f: function(f).square().sum()))(torch.stack([f, f.sin()]))
+    ),
+    "forward mode": forward_ad,
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms_equal_those_of_the_definition(transform, compiled):
+    x, f = (t.detach() for t in inputs(2, (3, 1), (2, 3), x_dtype=torch.float64, f_dtype=torch.float64, B=1))
+    found, wanted = (
+        TRANSFORMS[transform](lambda f, layer=layer: layer(x * f.mean(), f, (3, 1)))
+        for layer in (dynamic_local_filter, eager_local_filter)
+    )
+    found, wanted = torch.compile(found, backend="eager") if compiled else found, wanted(f)
+    assert wanted.any()
+    torch.testing.assert_close(found(f), wanted)
 
 
 @pytest.mark.parametrize("softmax", [True, False])
@@ -178,7 +227,7 @@ def test_opcheck(layout, softmax):
 
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 5), (5, 3)])
 def test_one_hot_filter_shifts(kernel):
-    """Tap k brings the pixel at (dy_k, dx_k), zeros from outside; the flow read off is exactly that."""
+    """Tap k reads the pixel at (dy_k, dx_k), or zero outside; the expected displacement is exactly that."""
     kh, kw = kernel
     x = torch.randn(1, 2, 7, 8)
     for k in range(kh * kw):
@@ -235,14 +284,14 @@ def test_expected_displacement_is_centre_of_mass():
 
 
 def allocations(function) -> tuple[int, int]:
-    """Peak of living bytes and largest single block, as the CPU allocator reports them, inside operators too."""
+    """Peak of allocated bytes and the largest block, as the CPU allocator reports them, also inside operators."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = function()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    living = peak = largest = 0
+    allocated = peak = largest = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
-        living += event.nbytes()
-        peak, largest = max(peak, living), max(largest, event.nbytes())
+        allocated += event.nbytes()
+        peak, largest = max(peak, allocated), max(largest, event.nbytes())
     assert largest > 0
     del result
     return peak, largest
@@ -268,14 +317,14 @@ def test_memory_is_the_filters_gradient_and_10_mib(B, C, size, K, f_dtype, layou
 def test_memory_does_not_grow_with_channels_times_taps():
     x, f = inputs(16, (9, 9), (64, 64), B=1)
     peak, largest = allocations(forward_and_backward(x, f, torch.randn(1, 16, 64, 64), 9))
-    assert largest <= 2 * f.nbytes  # room for a tile, of which one is enough here, against 16 times for a copy of x
+    assert largest <= 2 * f.nbytes  # one tile is enough here; a copy of all windows of x would be 16 times as large
     assert peak <= 4 * f.numel() + 10 * 2**20
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_compiled_gradients_equal_eager(backend, layout):
-    """Three channels and two threads: the case in which compiled window views went wrong."""
+    """Three channels and two threads: here the compiler has computed views of windows wrongly."""
     if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("inductor needs a C++ compiler")
     torch.set_num_threads(2)

@@ -1,4 +1,4 @@
-"""The forms of the operator behind dynamic_local_filter, each against the literal definition in float64."""
+"""The implementations of the operator behind dynamic_local_filter, each against the definition in float64."""
 
 import importlib.util
 import os
@@ -25,7 +25,7 @@ def _seed():
 
 @pytest.fixture
 def native(monkeypatch):
-    """C++ however small the filters, and nothing else."""
+    """Use C++ for filters of any size, and nothing else."""
     if local_filter_native._library() is None:
         pytest.skip("there is no C++ compiler")
     monkeypatch.setattr(local_filter, "WORTH_BUILDING", 0)
@@ -60,7 +60,7 @@ def results(x: Tensor, f: Tensor, kernel, **options) -> tuple[Tensor, ...]:
     ],
 )
 def test_native_equals_definition(C, groups, kernel, size, padding_mode, softmax, layout):
-    """Sizes that fill vectors and such that do not, channels in several batches, rows and columns in several tiles."""
+    """Sizes that fill vectors and sizes that do not, several batches of channels, several tiles of rows and columns."""
     if padding_mode in ("reflect", "circular") and min(size) <= max(kernel) // 2:
         padding_mode = "zeros"
     x, f = inputs(C, kernel, size, groups, layout)
@@ -99,7 +99,7 @@ def test_same_bits_with_any_number_of_threads(f_dtype, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("where", ["x", "one tap", "all taps"])
-def test_what_is_not_finite_spreads_as_in_pytorch(monkeypatch, where, value, layout):
+def test_nan_and_infinity_propagate_as_in_pytorch(monkeypatch, where, value, layout):
     x, f = inputs(2, (3, 3), (6, 19), 1, layout)
     with torch.no_grad():
         (x if where == "x" else f)[0, slice(None) if where == "all taps" else 1, 2, 10] = value
@@ -114,14 +114,14 @@ def test_what_is_not_finite_spreads_as_in_pytorch(monkeypatch, where, value, lay
 
 @pytest.mark.usefixtures("native")
 def test_native_exponentials():
-    """Of differences from the largest: to 3 units in the last place, and exactly 0 below the smallest normal number."""
+    """exp(f - max f) is right to 3 units in the last place, and exactly 0 below the smallest normal number."""
     difference = torch.cat([-torch.logspace(-8, 1.9, 3000), torch.tensor([0, -87.0, -88.0, -104.0, -1e30, -torch.inf])])
     filters = torch.stack([torch.zeros_like(difference), difference]).view(1, 1, 2, 1, 1, -1)
     x = torch.stack([torch.zeros_like(difference), torch.ones_like(difference)]).view(1, 1, 1, 2, -1)
     y, stats = local_filter.local_filter(x, filters, True)
     e = difference.double().exp()
     error = (y.flatten() * stats[1].flatten()).double() / e - 1
-    assert error[: len(e) - 4].abs().max() < 4e-7 + 1.2e-7 * 126  # the logits times log2(e) are rounded, too
+    assert error[: len(e) - 4].abs().max() < 4e-7 + 1.2e-7 * 126  # the product of logit and log2(e) is rounded, too
     assert error[difference > -1].abs().max() < 5e-7
     assert not y.flatten()[-4:].any()
 
@@ -141,7 +141,7 @@ def test_native_gradients_of_gradients(softmax):
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize("softmax", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_native_operators_keep_what_they_promise(layout, softmax):
+def test_native_opcheck(layout, softmax):
     x, f = inputs(3, (3, 5), (5, 6), layout=layout)
     padded = torch.nn.functional.pad(x.detach(), (2, 2, 1, 1))[:, None].requires_grad_()
     filters = f.detach().unflatten(1, (1, 3, 5)).requires_grad_()
@@ -174,7 +174,7 @@ def test_native_compiled_and_exported():
 
 @pytest.mark.parametrize("view", ["transposed", "expanded", "a part", "a part, channels_last"])
 def test_other_strides(monkeypatch, view):
-    """Whatever computes them, and whatever layout their gradient has."""
+    """Every implementation takes them, whatever the layout of the gradient."""
     monkeypatch.setattr(local_filter, "WORTH_BUILDING", 0)
     f = torch.randn(2, 20, 6, 8)
     f = {
@@ -194,7 +194,7 @@ def test_no_pixels():
     assert [part.shape[0] for part in results(x, f, 3)] == [0, 0, 0]
 
 
-def test_what_is_small_waits_for_no_compiler(monkeypatch):
+def test_small_inputs_do_not_trigger_compilation(monkeypatch):
     asked = []
     monkeypatch.setattr(local_filter_native, "_library", lambda: asked.append(True))
     for size in (2**8 - 1, 2**8):
@@ -216,13 +216,13 @@ def test_without_a_compiler_it_runs(monkeypatch, tmp_path, compiler):
 
 
 def triton_equals_definition() -> None:
-    """Where TRITON_INTERPRET is set: Triton's kernels, run by its interpreter on the CPU."""
+    """Run Triton's kernels by its interpreter on the CPU. TRITON_INTERPRET must be set."""
     from lightning_meta.dynamic_filters.ops import local_filter_triton
 
     torch.manual_seed(0)
     for module in (local_filter_native, local_filter_plain):
         module.forward = module.backward = None
-    local_filter._form = lambda x, filters: local_filter_triton
+    local_filter._implementation = lambda x, filters: local_filter_triton
     for C, kernel, size, groups, softmax, layout in (
         (1, (3, 3), (2, 130), 1, True, "contiguous"),
         (3, (5, 3), (2, 3), 1, True, "channels_last"),
@@ -236,7 +236,7 @@ def triton_equals_definition() -> None:
     alone = (torch.autograd.grad(y, part, slope(y), retain_graph=True)[0] for part in (x, f))
     assert all(torch.equal(a, b) for a, b in zip(both, alone, strict=True))
     x, f = inputs(2, (3, 3), (2, 3), 1, "contiguous", torch.bfloat16, torch.bfloat16, B=1)
-    check(x, f, (3, 3), 1e-2)  # the interpreter cuts to bfloat16 what a GPU rounds
+    check(x, f, (3, 3), 1e-2)  # the interpreter truncates to bfloat16, a GPU rounds
 
 
 def test_triton_equals_definition():

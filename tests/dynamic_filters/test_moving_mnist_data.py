@@ -59,7 +59,7 @@ def test_digits_move_as_the_authors_generator_moves_them(index):
 
 
 def corners(frames):
-    """Upper left corners of a square's way, as seen."""
+    """Return the upper left corner of the square in each frame."""
     return np.array([np.argwhere(frame).min(0) for frame in frames])
 
 
@@ -145,7 +145,7 @@ def test_more_test_sequences_than_the_fixed_set_has(tmp_path):
     (tmp_path / "MovingMNIST").mkdir()
     np.save(tmp_path / "MovingMNIST" / "bouncing_mnist_test.npy", np.zeros((3, 20, 64, 64), np.uint8))
     options = {"root": str(tmp_path), "source": "stand-in", "test_set": "fixed"}
-    with pytest.raises(InputError, match=r"has 3 sequences: --data.test_sequences 4 must be at most that"):
+    with pytest.raises(InputError, match=r"has 3 sequences, fewer than --data\.test_sequences 4: lower that"):
         MovingMNISTDataModule(**options, test_sequences=4).setup("test")
     data = MovingMNISTDataModule(**options, test_sequences=3)
     data.setup("test")
@@ -192,7 +192,7 @@ def test_splits_share_no_digit(real_data):
     data = MovingMNISTDataModule(root=str(real_data), source="paper")
     data.prepare_data()
     data.setup("test")
-    assert [len(s.pictures) for s in (data.sets["train"], data.sets["val"], data.sets["test"])] == [
+    assert [len(s.images) for s in (data.sets["train"], data.sets["val"], data.sets["test"])] == [
         50_000,
         10_000,
         10_000,

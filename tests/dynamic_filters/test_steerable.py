@@ -12,7 +12,7 @@ from lightning_meta.dynamic_filters.steerable import (
     SteerableFilters,
     apply,
     fixed_filters,
-    signed_picture,
+    signed_image,
     steepest,
     steered_filter,
 )
@@ -31,7 +31,7 @@ def gaussian(x, y):
 
 @pytest.mark.parametrize("angle", ANGLES.tolist())
 def test_a_steered_filter_is_the_continuous_kernel_turned(angle):
-    """The derivative to x, read at places turned back by the angle."""
+    """The x derivative at coordinates rotated back by the angle."""
     t = torch.arange(-4.0, 5.0, dtype=torch.float64)
     y, x = torch.meshgrid(t, t, indexing="ij")
     u = math.cos(angle) * x + math.sin(angle) * y
@@ -125,7 +125,7 @@ def test_the_steepest_response_is_the_largest_of_all_angles():
     small = image[..., :8]  # nothing but border
     responses = apply(steered_filter(angles), small.expand(3600, -1, -1, -1))
     torch.testing.assert_close(steepest(small)[0], responses.max(), rtol=1e-5, atol=0)
-    picture = signed_picture(torch.tensor([[[-2.0, 0.0, 2.0, math.nan]]]), torch.tensor(2.0))
+    picture = signed_image(torch.tensor([[[-2.0, 0.0, 2.0, math.nan]]]), torch.tensor(2.0))
     assert picture.tolist() == [[[0, 0.5, 1, 0.5]]] * 3
 
 
@@ -160,9 +160,7 @@ def test_own_pictures_are_split_by_picture(tmp_path):
     pictures_in(tmp_path / "steerable", 20)
     data = SteerablePatchesDataModule(root=str(tmp_path), source="paper")
     data.setup("fit")
-    levels = {
-        name: [int(p[0, 0]) for p in patches.pictures] for name, patches in data.sets.items() if name != "predict"
-    }
+    levels = {name: [int(p[0, 0]) for p in patches.images] for name, patches in data.sets.items() if name != "predict"}
     assert levels == {"train": list(range(0, 160, 10)), "val": [160, 170], "test": [180, 190]}
     assert data.data_name == "20 pictures of steerable"
 
@@ -170,8 +168,8 @@ def test_own_pictures_are_split_by_picture(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data.source=paper"], "steerable: 2 pictures: put natural pictures there"),
-        (["--data.size=65"], "data.size: 65 pixels"),
+        (["--data.source=paper"], "steerable has 2 images: put at least three natural images"),
+        (["--data.size=65"], "data.size is 65"),
         (["--data.angles=[]"], "give degrees from 0 to 360"),
         (["--data.angles=[0, 361]"], "give degrees from 0 to 360"),
         (["--data.angles=[.nan]"], "give degrees from 0 to 360"),
@@ -212,7 +210,7 @@ def test_predict_filters_a_picture_of_any_size_in_the_angles_asked_for(tmp_path)
     torch.testing.assert_close(taps, expected, atol=1e-6, rtol=0)
     image = torch.from_numpy(values[None, None, ..., 0]) / 255
     output = apply(expected[None], image)[0]
-    grey_levels = (255 * signed_picture(output, steepest(image)[0])).round()
+    grey_levels = (255 * signed_image(output, steepest(image)[0])).round()
     found = torch.from_numpy(np.array(Image.open(folder / "filtered_22.5.png"))).movedim(-1, 0)
     assert (found - grey_levels).abs().max() <= 1
     for bad in ("missing.png", "."):

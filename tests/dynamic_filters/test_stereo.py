@@ -10,15 +10,16 @@ from PIL import Image
 
 from lightning_meta.cli import main
 from lightning_meta.dynamic_filters.frame_scores import squared_error
+from lightning_meta.dynamic_filters.layers import eager_local_filter
 from lightning_meta.dynamic_filters.stereo import (
     StereoPrediction,
     ViewPredictor,
     block_matching,
     disparities,
-    disparity_picture,
+    disparity_image,
     entropies,
 )
-from lightning_meta.dynamic_filters.stereo_data import Example, FixedPairs, Pairs, StereoPairsDataModule
+from lightning_meta.dynamic_filters.stereo_data import Example, FixedPairs, StereoBatch, StereoPairsDataModule
 from lightning_meta.errors import InputError
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.running.segments import Segment
@@ -36,7 +37,7 @@ def test_the_papers_number_of_parameters(dynamic, count):
 
 
 def literal(net, left):
-    """The published network layer by layer, with a filter applied to one pixel after another."""
+    """The published network layer by layer."""
 
     def conv(layer, x, stride=1):
         return F.conv2d(x, layer.weight, layer.bias, stride=stride, padding=layer.weight.shape[-1] // 2)
@@ -56,14 +57,7 @@ def literal(net, left):
     if not net.filtered.dynamic:
         return conv(net.filtered.convolution, planes), planes[:, :-1]
     filters, bias = planes[:, :-1], planes[:, -1:]
-    taps, image, right = filters.softmax(1), left + bias, torch.zeros_like(left)
-    K, W = filters.shape[1], left.shape[3]
-    for i in range(left.shape[2]):
-        for j in range(W):
-            for k in range(K):
-                if 0 <= j + k - K // 2 < W:
-                    right[:, 0, i, j] += taps[:, k, i, j] * image[:, 0, i, j + k - K // 2]
-    return right, filters
+    return eager_local_filter(left + bias, filters, (1, filters.shape[1])), filters
 
 
 @pytest.mark.parametrize("dynamic", [True, False])
@@ -88,7 +82,7 @@ def test_gradients_reach_the_weights_through_the_filtered_view():
 
 
 def one_hot(disparity, taps):
-    """Logits (1, K, H, W) of filters that take each pixel from x + d, between two pixels if it must be."""
+    """Logits (1, K, H, W) of filters that read x + disparity, interpolated between two pixels."""
     offsets = torch.arange(taps) - taps // 2
     weights = (1 - (offsets[:, None, None] - disparity).abs()).clamp(min=0)
     return weights.log()[None]
@@ -143,7 +137,7 @@ def drawn(count=3, size=16):
 
 
 class FixedData(StereoPairsDataModule):
-    """Examples that a test gives."""
+    """A data module of given examples."""
 
     def __init__(self, examples):
         super().__init__(batch_size=2, test_pairs=99)
@@ -180,7 +174,7 @@ def test_the_test_scores_a_model_its_baselines_and_its_disparities():
     examples[3] = examples[3]._replace(views=examples[3].views._replace(right_disparity=partly))
     metrics = metrics_of(model, examples)
 
-    batch = Pairs.collate([(example, SEGMENT) for example in examples])
+    batch = StereoBatch.collate([(example, SEGMENT) for example in examples])
     with torch.no_grad():
         right, filters = model(batch.left)
     scored = [0, 2, 3, 4]
@@ -263,7 +257,7 @@ def test_losses_are_float32_at_least(precision, dynamic):
 def test_pictures_show_views_disparities_and_their_scale(dynamic):
     model = StereoPrediction(width=2, untied_bias=False, dynamic=dynamic).eval()
     examples = drawn(6)
-    batch = Pairs.collate([(example, SEGMENT) for example in examples])
+    batch = StereoBatch.collate([(example, SEGMENT) for example in examples])
     with torch.no_grad():
         row = model._draw(batch)[0]
         sheets = model.pictures(batch)
@@ -275,14 +269,14 @@ def test_pictures_show_views_disparities_and_their_scale(dynamic):
     assert sheets["pairs"].shape[0] == 3
     if dynamic:
         scale = row["0 to 6 px"]
-        torch.testing.assert_close(scale[:, 0, 0], disparity_picture(torch.full((1, 1, 1), 6.0), 6)[:, 0, 0])
-        nothing = Pairs.collate([(examples[0]._replace(views=Views(*examples[0].views[:2])), SEGMENT)])
+        torch.testing.assert_close(scale[:, 0, 0], disparity_image(torch.full((1, 1, 1), 6.0), 6)[:, 0, 0])
+        nothing = StereoBatch.collate([(examples[0]._replace(views=Views(*examples[0].views[:2])), SEGMENT)])
         with torch.no_grad():
             assert "true disparity" not in model._draw(nothing)[0]
 
 
 def test_colours_rise_with_the_disparity_and_the_unknown_is_grey():
-    found = disparity_picture(torch.tensor([[[0.0, 3.0, 6.0, 9.0, math.nan]]]), 6)
+    found = disparity_image(torch.tensor([[[0.0, 3.0, 6.0, 9.0, math.nan]]]), 6)
     assert found.shape == (3, 1, 5)
     assert len({tuple(colour) for colour in found[:, 0].T[:3].tolist()}) == 3
     assert found[:, 0, 2].tolist() == found[:, 0, 3].tolist()
@@ -290,7 +284,7 @@ def test_colours_rise_with_the_disparity_and_the_unknown_is_grey():
 
 
 def test_untied_biases_say_which_size_they_fit():
-    with pytest.raises(InputError, match=r"views of 18x16 pixels: untied biases fit 64x64 only"):
+    with pytest.raises(InputError, match=r"views have 18x16 pixels, but untied biases need 64x64: scale the views"):
         StereoPrediction(width=2)(torch.rand(1, 1, 16, 18))
 
 

@@ -6,10 +6,10 @@ from PIL import Image
 
 from lightning_meta.cli import main
 from lightning_meta.dynamic_filters.stereo_data import (
-    DrawnPairs,
     Example,
-    Pairs,
-    RandomWindows,
+    RandomCrops,
+    RenderedPairs,
+    StereoBatch,
     StereoPairsDataModule,
     small,
     squares,
@@ -28,7 +28,7 @@ def save(path, values):
 
 
 def drive(folder, count, size=(64, 200), disparity=False):
-    """Pairs whose left views are of one level each, 10 times their number; right views are 1 more."""
+    """Write pairs: every pixel of left view i is 10 i, every pixel of the right view 1 more."""
     for i in range(count):
         save(folder / "image_2" / f"{i}.png", np.full(size, 10 * i, np.uint8))
         save(folder / "image_3" / f"{i}.png", np.full(size, 10 * i + 1, np.uint8))
@@ -54,7 +54,7 @@ def highway(folder, train=20, test=6):
 def test_a_batch_has_zero_to_one_and_nan_for_the_unknown():
     left, right = np.full((2, 16, 16), [[[0]], [[255]]], np.uint8)
     truth = np.full((16, 16), 2.5, np.float32)
-    batch = Pairs.collate(
+    batch = StereoBatch.collate(
         [(Example("a", Views(left, right)), SEGMENT), (Example("b", Views(right, left, None, truth), False), SEGMENT)]
     )
     assert batch.left.shape == batch.right.shape == batch.disparity.shape == (2, 1, 16, 16)
@@ -69,7 +69,7 @@ def test_a_batch_has_zero_to_one_and_nan_for_the_unknown():
 def test_drawn_pairs_are_functions_of_seed_split_and_number():
     pictures = [np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)]
     one, same, split, seed = (
-        DrawnPairs(pictures, *key, size=16) for key in (("train", 1), ("train", 1), ("val", 1), ("train", 2))
+        RenderedPairs(pictures, *key, size=16) for key in (("train", 1), ("train", 1), ("val", 1), ("train", 2))
     )
     for i in (5, 0, 5):
         assert (one[i, SEGMENT][0].views.left == same[i, SEGMENT][0].views.left).all()
@@ -80,9 +80,9 @@ def test_drawn_pairs_are_functions_of_seed_split_and_number():
 def test_windows_are_of_both_views_and_may_be_mirrored(mirror):
     row = np.arange(100, dtype=np.uint8)
     left = np.broadcast_to(row, (64, 100))
-    data = RandomWindows([Views(left, left + 2), Views(left + 100, left + 102)], seed=3, size=64, mirror=mirror)
+    data = RandomCrops([Views(left, left + 2), Views(left + 100, left + 102)], seed=3, size=64, mirror=mirror)
     drawn = [data[i, SEGMENT][0].views for i in range(200)]
-    again = RandomWindows(data.pairs, seed=3, size=64, mirror=mirror)[7, SEGMENT][0].views
+    again = RandomCrops(data.pairs, seed=3, size=64, mirror=mirror)[7, SEGMENT][0].views
     assert (again.left == drawn[7].left).all()
     assert {views.left.shape for views in drawn} == {(64, 64)}
     flips = [int(views.left[0, 0]) > int(views.left[0, 1]) for views in drawn]
@@ -197,12 +197,12 @@ def spoilt(folder, what):
     [
         ("no partner", [], "4.png has no partner of that name"),
         ("sizes", [], "give two views of one size"),
-        ("small", [], "0.png is 15x64 pixels: give views of 16x16 at least"),
-        ("few", [], "no folder there has 10 pairs"),
+        ("small", [], "0.png is 15x64 pixels: views need at least 16x16"),
+        ("few", [], "training needs a folder with at least 10 pairs"),
         ("scale", [], "disp.png does not say how many of its levels are one pixel: give --data.disparity_scale"),
         ("layout", [], "holds no stereo pairs in a known layout"),
         ("one file", ["--data.size=64"], "highwayDriving_test.h5 is missing"),
-        ("short", ["--data.size=64"], "9 training pairs are too few"),
+        ("short", ["--data.size=64"], "has 9 training pairs, too few"),
         ("damaged", ["--data.size=64"], "highwayDriving_test.h5 cannot be read as HDF5"),
         ("damaged", [], "the highway recording has 64"),
         (
@@ -210,12 +210,12 @@ def spoilt(folder, what):
             ["--data.source=paper", "--data.size=64"],
             "highwayDriving_train.h5 is missing: put the authors'",
         ),
-        ("", ["--data.size=65"], "data.size: 65 pixels"),
-        ("", ["--data.size=14"], "data.size: 14 pixels"),
-        ("", ["--data.disparity_scale=0"], "data.disparity_scale: 0.0"),
+        ("", ["--data.size=65"], "data.size is 65"),
+        ("", ["--data.size=14"], "data.size is 14"),
+        ("", ["--data.disparity_scale=0"], "data.disparity_scale is 0.0"),
         ("", ["--data.pairs=/nowhere/at/all"], "/nowhere/at/all is not a folder"),
-        ("", ["--model.kernel_width=12"], "model.kernel_width: 12: choose an odd number"),
-        ("", ["--model.untied_bias=true", "--data.source=stand-in"], "untied biases fit 64x64 only"),
+        ("", ["--model.kernel_width=12"], "model.kernel_width is 12: choose an odd number"),
+        ("", ["--model.untied_bias=true", "--data.source=stand-in"], "untied biases need 64x64"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(what, options, message, tmp_path):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer
 
 from lightning_meta.dynamic_filters.frame_scores import squared_error
+from lightning_meta.dynamic_filters.layers import eager_local_filter
 from lightning_meta.dynamic_filters.moving_mnist_data import Clips
 from lightning_meta.dynamic_filters.video import FramePredictor, VideoPrediction, cross_entropy
 from lightning_meta.errors import InputError
@@ -18,14 +19,14 @@ def small(**options):
 
 
 def small_highway(**options):
-    """With biases that are not zero, as at the start they are."""
+    """A highway network with biases other than the initial zeros."""
     net = small(layout="highway", dynamic_bias=True, untied_bias=(6, 8), **options)
     torch.nn.init.normal_(net.encoder[1].bias)
     return net
 
 
 def literal_step(net, frame, hidden):
-    """One step of the published network, layer by layer, with a filter applied to one pixel after another."""
+    """One step of the published network, layer by layer."""
 
     def conv(layer, x, stride=1):
         return F.conv2d(x, layer.weight, layer.bias, stride=stride, padding=layer.weight.shape[-1] // 2)
@@ -45,21 +46,11 @@ def literal_step(net, frame, hidden):
     taps = conv(d[5], leaky(conv(d[3], x)))
     if not net.output.dynamic:
         return conv(net.output.convolution, taps), hidden
-    filters = taps.softmax(1)
-    padded = F.pad(frame, (1, 1, 1, 1))
-    result = torch.stack(
-        [
-            sum(filters[:, u * 3 + v, i, j] * padded[:, 0, i + u, j + v] for u in range(3) for v in range(3))
-            for i in range(frame.shape[2])
-            for j in range(frame.shape[3])
-        ],
-        1,
-    )
-    return result.view_as(frame), hidden
+    return eager_local_filter(frame, taps, 3), hidden
 
 
 def literal(net, frames, inputs, steps):
-    """Free-running from the first prediction; every step decodes; the loss sees only predictions of unknown frames."""
+    """The literal network, which decodes at every step and reads its own predictions after the given frames."""
     hidden = frames.new_zeros(len(frames), net.hidden_channels, frames.shape[-2] // 2, frames.shape[-1] // 2)
     outputs, frame = [], None
     for t in range(steps):
@@ -94,7 +85,7 @@ def test_segments_one_after_another_are_the_whole(cut):
 
 
 def literal_highway(net, frames, inputs, steps):
-    """The highway network layer by layer: two frames in, a bias for every place, light added before filtering."""
+    """The highway network layer by layer: two frames in, untied biases, a bias of the image."""
 
     def conv(layer, x, stride=1):
         return F.conv2d(x, layer.weight, layer.bias, stride=stride, padding=layer.weight.shape[-1] // 2)
@@ -113,9 +104,7 @@ def literal_highway(net, frames, inputs, steps):
         x = leaky(conv(d[0][0], hidden)).repeat_interleave(2, 2).repeat_interleave(2, 3)
         x = leaky(conv(d[2][2], leaky(conv(d[2][0], x))))
         planes = conv(d[5], leaky(conv(d[3], x)))
-        filters = planes[:, :9].softmax(1)
-        lit = F.pad(seen[step] + planes[:, 9], (1, 1, 1, 1))
-        frame = sum(filters[:, 3 * u + v] * lit[:, u : u + 6, v : v + 8] for u in range(3) for v in range(3))
+        frame = eager_local_filter((seen[step] + planes[:, 9])[:, None], planes[:, :9], 3)[:, 0]
         if step >= inputs - 1:
             seen.append(frame)
             outputs.append(frame)
@@ -149,7 +138,9 @@ def test_highway_segments_one_after_another_are_the_whole(cut):
 def test_untied_biases_fit_one_size_and_two_frames_are_needed():
     with pytest.raises(ValueError, match="scale the images, or turn untied biases off"):
         small_highway()(torch.rand(1, 6, 1, 8, 8, dtype=torch.float64), 0, 5, 3)
-    with pytest.raises(InputError, match=r"model\.input_frames: 1: the highway network reads 2 frames at once"):
+    with pytest.raises(
+        InputError, match=r"model\.input_frames is 1, but the highway network reads 2 frames at once: raise it to 2"
+    ):
         VideoPrediction(layout="highway", input_frames=1)
 
 

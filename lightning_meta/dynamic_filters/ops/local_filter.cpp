@@ -1,8 +1,8 @@
-// The operator behind dynamic_local_filter and its gradients, in one pass over the filters each: local_filter_plain.py
-// says the same in PyTorch. local_filter_native.py builds and calls it.
+// The operator behind dynamic_local_filter and its gradients; each makes one pass over the filters.
+// local_filter_plain.py does the same in PyTorch; local_filter_native.py builds and calls this file.
 //
-// Letters as in local_filter.py. A tile is a piece of a row of pixels with all its taps, side by side: (K, width), K =
-// Kh * Kw. Sums are kept in T; filters and their gradient are of type P. Nothing depends on the number of threads.
+// For the letters see local_filter.py. A tile holds all taps of a part of a row of pixels: (K, width), K = Kh * Kw.
+// Sums have type T; filters and their gradient have type P. Results do not depend on the number of threads.
 
 #include <ATen/Parallel.h>
 #include <ATen/cpu/vec/functional.h>
@@ -16,8 +16,8 @@
 
 namespace {
 
-constexpr int64_t COLUMNS = 128;  // of a tile at most
-constexpr int64_t ROW = COLUMNS + 16;  // from one tap to the next: 2^n apart, they would share cache sets
+constexpr int64_t COLUMNS = 128;  // largest width of a tile
+constexpr int64_t ROW = COLUMNS + 16;  // stride from tap to tap: with a stride of 2^n they would share cache sets
 constexpr double LOG2E = 1.4426950408889634;
 
 struct Strides {
@@ -28,10 +28,10 @@ template <typename T, typename P>
 struct Filtering {
   const T* x;  // (B, G, C, H + Kh - 1, W + Kw - 1)
   const P* filters;
-  T *y, *stats;  // (B, G, C, H, W); (2, B, G, H, W): -m * log2(e) and s, none with raw taps
-  const T* grad_y;  // backward alone, like all that follows
-  T* grad_x;  // (parts, B, G, C, rows + Kh - 1, row_size), of zeros: what each part of the rows adds to; may be none
-  P* grad_filters;  // may be none
+  T *y, *stats;  // (B, G, C, H, W); (2, B, G, H, W): -m * log2(e) and s, null without softmax
+  const T* grad_y;  // this and the following two are used by backward only
+  T* grad_x;  // (parts, B, G, C, rows + Kh - 1, row_size), zeros that each part of the rows adds to; may be null
+  P* grad_filters;  // may be null
   int64_t B, G, C, Kh, Kw, H, W, rows, row_size;
   Strides of_filters, of_gradient;
 
@@ -46,7 +46,7 @@ struct Filtering {
   }
 };
 
-// f(j, count) for each vector of a row; only the last may have a count below a vector's size.
+// Calls f(j, count) for each vector of a row; only the last count may be smaller than a vector.
 template <typename V, typename F>
 inline void each(int64_t width, F f) {
   int64_t j = 0;
@@ -68,13 +68,13 @@ inline at::vec::Vectorized<double> exp2(at::vec::Vectorized<double> z) {
   return z.exp2();
 }
 
-// Of z <= 0, to 3 units in the last place; 0 below 2^-126.
+// 2^z for z <= 0, to 3 units in the last place; 0 below 2^-126.
 inline at::vec::Vectorized<float> exp2(at::vec::Vectorized<float> z) {
   using V = at::vec::Vectorized<float>;
   using I = at::vec::Vectorized<int32_t>;
   using at::vec::fmadd;
   z = at::vec::clamp_min(z, V(-127));
-  // A number as large as shift has no fraction, so that adding it rounds; its low bits become the exponent of 2^n.
+  // Numbers as large as shift have no fraction, so adding it rounds z; the low bits become the exponent of 2^n.
   const V shift((3 << 22) + 127), shifted = z + shift, r = z - (shifted - shift);
   const V low = fmadd(r, V(0.69314694f), V(1)), middle = fmadd(r, V(0.05550713f), V(0.2402212f));
   const V high = fmadd(r, V(0.0013276472f), V(0.009675541f)), square = r * r;
@@ -82,7 +82,7 @@ inline at::vec::Vectorized<float> exp2(at::vec::Vectorized<float> z) {
   return power * at::vec::cast<float>(at::vec::cast<int32_t>(shifted) << I(23));
 }
 
-// (M, N) into (N, M).
+// Transposes (M, N) to (N, M).
 template <typename T>
 void transpose(const T* from, int64_t from_row, T* to, int64_t to_row, int64_t M, int64_t N) {
   constexpr int S = at::vec::Vectorized<T>::size();
@@ -103,7 +103,7 @@ void transpose(const T* from, int64_t from_row, T* to, int64_t to_row, int64_t M
   }
 }
 
-// Asks for one of some equal parts of a tile in memory, ahead of its use: while it comes, another tile is worked on.
+// Prefetches one of several equal parts of a tile, so that it is loaded while another tile is being computed.
 template <int FOR_WRITING, typename P>
 inline void prefetch(const P* memory, const Strides& of, int64_t K, int64_t width, int64_t part, int64_t parts) {
   constexpr int64_t LINE = 64 / sizeof(P);
@@ -116,7 +116,7 @@ inline void prefetch(const P* memory, const Strides& of, int64_t K, int64_t widt
   }
 }
 
-// Filters from memory into a tile: contiguous ones are its rows, channels_last ones its columns; buffer (vector, K).
+// Reads filters into a tile: by rows if they are contiguous, by columns if they are channels_last; buffer (vector, K).
 template <typename T, typename P>
 void read(const P* from, const Strides& of, int64_t K, int64_t width, T* tile, T* buffer) {
   constexpr int64_t S = at::vec::Vectorized<T>::size();
@@ -139,7 +139,7 @@ void read(const P* from, const Strides& of, int64_t K, int64_t width, T* tile, T
   }
 }
 
-// To memory, which is not read before it is written over where the processor has a store for that: less traffic.
+// Copies to memory, if possible with stores that do not read it into the cache first, which saves bandwidth.
 template <typename P>
 void stream(const P* from, int64_t count, P* to) {
 #ifdef __AVX2__
@@ -154,7 +154,7 @@ void stream(const P* from, int64_t count, P* to) {
   std::copy(from, from + count, to);
 }
 
-// The way back; room (vector, K) of P.
+// Writes a tile to memory; room (vector, K) of P.
 template <typename T, typename P>
 void write(const T* tile, int64_t K, int64_t width, P* to, const Strides& of, T* buffer, P* room) {
   constexpr int64_t S = at::vec::Vectorized<T>::size();
@@ -186,7 +186,7 @@ void write(const T* tile, int64_t K, int64_t width, P* to, const Strides& of, T*
   }
 }
 
-// f(first, how many) for up to four of the channels at a time, as many as there are registers for.
+// Calls f(first, count) for up to four channels at a time: more do not fit in registers.
 template <typename F>
 inline void by_channels(int64_t C, F f) {
   for (int64_t c = 0; c < C; c += 4) {
@@ -206,7 +206,7 @@ inline void by_channels(int64_t C, F f) {
   }
 }
 
-// The largest of K taps at one vector of pixels; of every fourth first, so that none waits for the one before.
+// Largest of K taps for one vector of pixels. Four independent maxima let the processor overlap the comparisons.
 template <typename T>
 inline at::vec::Vectorized<T> largest(const T* taps, int64_t K) {
   using at::vec::clamp_min;
@@ -224,8 +224,8 @@ inline at::vec::Vectorized<T> largest(const T* taps, int64_t K) {
   return clamp_min(clamp_min(m[0], m[1]), clamp_min(m[2], m[3]));
 }
 
-// y of N channels from their windows at one vector of pixels, and the sum of e; kept, it takes the place of the logits.
-// What the loops need is copied before: else it is read again after every store.
+// Computes y of N channels for one vector of pixels and returns the sum of e; if kept, e overwrites the logits.
+// Loop bounds are copied to local variables: the compiler would read members again after every store.
 template <int N, bool LOGITS, typename T, typename P, typename V, typename C>
 inline V filter(const Filtering<T, P>& s, const T* window, T* taps, V minus_m, V (&y)[N], bool kept, C count) {
   const int64_t Kh = s.Kh, Kw = s.Kw, width = s.x_width(), plane = s.x_plane();
@@ -250,7 +250,7 @@ inline V filter(const Filtering<T, P>& s, const T* window, T* taps, V minus_m, V
   return sum;
 }
 
-// Row i of y and stats.
+// Computes row i of y and stats.
 template <typename T, typename P>
 void forward(const Filtering<T, P>& s, int64_t plane, int64_t i, T* tile, T* buffer) {
   using V = at::vec::Vectorized<T>;
@@ -287,8 +287,8 @@ void forward(const Filtering<T, P>& s, int64_t plane, int64_t i, T* tile, T* buf
   }
 }
 
-// What the backward pass of a tile works with: e (Kw, wide) and the gradient of y over s (C, wide), with zeros on both
-// sides, so that what a pixel of x gets from a row of taps is a sum over v; what all taps of a pixel have in common.
+// Buffers of the backward pass of a tile: e (Kw, wide) and the gradient of y divided by s (C, wide), with zeros on both
+// sides, so that the gradient of a pixel of x from a row of taps is a sum over v; centre, the term that all taps share.
 template <typename T>
 struct Scratch {
   using V = at::vec::Vectorized<T>;
@@ -310,7 +310,7 @@ struct Scratch {
 template <typename T, typename P>
 void begin(const Filtering<T, P>& s, Scratch<T>& scratch, int64_t plane, int64_t at, int64_t width) {
   using V = at::vec::Vectorized<T>;
-  if (width < scratch.filled) {  // else what was there is written over
+  if (width < scratch.filled) {  // a wider tile overwrites all old values
     std::fill(scratch.e.begin(), scratch.e.end(), 0);
     std::fill(scratch.grad.begin(), scratch.grad.end(), 0);
   }
@@ -329,7 +329,7 @@ void begin(const Filtering<T, P>& s, Scratch<T>& scratch, int64_t plane, int64_t
   });
 }
 
-// A row of taps of C channels, N where that is known: from logits to e and, in the logits' place, to their gradients.
+// Computes e for a row of taps and overwrites the logits by their gradients; N channels, or any number if N is 0.
 template <int N, bool SOFTMAX, typename T>
 void taps_backward(
     const T* window, int64_t plane, const T* minus_m, const T* grad, const T* centre, T* taps, T* e, int64_t wide,
@@ -356,7 +356,7 @@ void taps_backward(
   });
 }
 
-// N channels of a row of x: to each pixel, what the pixels to its left give.
+// Adds the gradients of a row of N channels of x: each pixel sums over the output pixels to its left that read it.
 template <int N, typename T>
 void row_backward(const T* e, const T* grad, int64_t wide, int64_t width, int64_t Kw, T* to_x, int64_t plane) {
   using V = at::vec::Vectorized<T>;
@@ -377,7 +377,7 @@ void row_backward(const T* e, const T* grad, int64_t wide, int64_t width, int64_
   }
 }
 
-// Row i of grad_filters, and what it adds to grad_x.
+// Computes row i of grad_filters and adds its contribution to grad_x.
 template <typename T, typename P>
 void backward(const Filtering<T, P>& s, int64_t plane, int64_t i, T* to_x, Scratch<T>& scratch) {
   const Strides &of = s.of_filters, &to = s.of_gradient;
@@ -435,7 +435,7 @@ void local_filter_backward(const Filtering<T, P>& s) {
       }
     }
 #ifdef __AVX2__
-    _mm_sfence();  // what was streamed is there for other threads
+    _mm_sfence();  // makes streamed stores visible to other threads
 #endif
   });
 }

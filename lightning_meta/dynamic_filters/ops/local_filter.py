@@ -3,16 +3,16 @@ r"""The operator behind dynamic_local_filter, and its gradients.
 Letters: B samples, G groups of C channels each, H x W pixels, (Kh, Kw) an odd kernel with radii rh and rw. Shapes:
 x (B, G, C, H + 2rh, W + 2rw), padded; filters (B, G, Kh, Kw, H, W); y (B, G, C, H, W).
 
-Softmax as in flash attention: e_k = exp(f_k - m), m = max_k f_k, s = sum_k e_k, p_k = e_k / s. Only m and s are kept
-for the backward pass, which forms e again: as stats (2, B, G, H, W), -m * log2(e) and s, in the dtype that sums are
-kept in; empty with raw taps.
+Softmax as in flash attention: e_k = exp(f_k - m), m = max_k f_k, s = sum_k e_k, p_k = e_k / s. The forward pass saves
+only m and s, and the backward pass recomputes e from them. They are saved as stats (2, B, G, H, W): -m * log2(e) and s,
+in the dtype of the sums; stats is empty without softmax.
 
-With x_c(k) the image shifted by tap k, the gradients are
-    grad_f_k = p_k (sum_c grad_y_c x_c(k) - sum_c grad_y_c y_c)        raw taps: sum_c grad_y_c x_c(k)
-    grad_x_c[i + u, j + v] += p_k[i, j] grad_y_c[i, j]                  raw taps: f_k for p_k
+Let x_c(k) be the image shifted by tap k. The gradients are
+    grad_f_k = p_k (sum_c grad_y_c x_c(k) - sum_c grad_y_c y_c)        without softmax: sum_c grad_y_c x_c(k)
+    grad_x_c[i + u, j + v] += p_k[i, j] grad_y_c[i, j]                  without softmax: f_k instead of p_k
 
-Three forms compute the same, each with ``forward`` and ``backward``: Triton's kernels on a GPU, C++ on a CPU where the
-tensors are large and there is a compiler, else PyTorch.
+There are three implementations, each with ``forward`` and ``backward``: Triton kernels for GPUs, C++ for large tensors
+on a CPU if there is a compiler, and PyTorch for all else.
 """
 
 import functools
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lightning_meta.dynamic_filters.ops import local_filter_native, local_filter_plain
 
-WORTH_BUILDING = 2**20  # numbers in the filters from which on the CPU's form is compiled
+WORTH_BUILDING = 2**20  # compile the C++ implementation from this many filter elements on
 
 
 @torch.library.custom_op("lightning_meta::local_filter", mutates_args=())
@@ -32,7 +32,7 @@ def local_filter(x: Tensor, filters: Tensor, softmax: bool) -> tuple[Tensor, Ten
     """Return y and stats."""
     y, stats = _new_outputs(x, filters, softmax)
     if y.numel():
-        _form(x, filters).forward(x, filters, y, stats)
+        _implementation(x, filters).forward(x, filters, y, stats)
     return y, stats
 
 
@@ -47,21 +47,20 @@ def _local_filter_backward(
     need_x: bool,
     need_filters: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x and of the filters; one that is not needed is empty."""
+    """Return the gradients of x and filters; a gradient that is not needed is empty."""
     grad_x, grad_filters = _new_gradients(x, filters, need_x, need_filters)
     if not softmax:
         stats = x.new_empty(0, dtype=_sum_dtype(x, filters))
     needed = grad_x if need_x else None, grad_filters if need_filters else None
     if grad_y.numel():
-        _form(x, filters).backward(grad_y, x, filters, y, stats, *needed)
+        _implementation(x, filters).backward(grad_y, x, filters, y, stats, *needed)
     return grad_x, grad_filters
 
 
-def _form(x: Tensor, filters: Tensor) -> ModuleType:
-    """What computes.
+def _implementation(x: Tensor, filters: Tensor) -> ModuleType:
+    """Return the implementation to use.
 
-    A matter of size and machine alone, so that a run that is taken up computes as before; and what is small waits for
-    no compiler.
+    It depends on size and machine only, so a resumed run uses the same one; small inputs never trigger compilation.
     """
     dtype = _sum_dtype(x, filters)
     fast = _triton() if x.is_cuda else local_filter_native
@@ -121,10 +120,11 @@ def _keep_for_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Te
 
 
 def _second_gradients(ctx: Any, v_x: Tensor, v_f: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of <v_x, grad_x> + <v_f, grad_f>, from operators that can be differentiated again.
+    """Return the gradients of <v_x, grad_x> + <v_f, grad_f>, computed by operators that are differentiable again.
 
-    That sum is <grad_y, F(v_x, p) + F(x, dp)> with F the filter with raw taps and dp = p (v_f - sum_k p_k v_f_k), the
-    change of the probabilities p when the logits change by v_f (raw taps: p = f, dp = v_f). F is linear in each input.
+    This sum equals <grad_y, F(v_x, p) + F(x, dp)>, where F filters without softmax and dp = p (v_f - sum_k p_k v_f_k)
+    is the change of the probabilities p if the logits change by v_f (without softmax: p = f, dp = v_f). F is linear in
+    each of its inputs.
     """
     grad_y, x, filters = ctx.saved_tensors
     v_x = v_x if ctx.needs[0] else torch.zeros_like(x)

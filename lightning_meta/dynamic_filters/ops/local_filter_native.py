@@ -1,4 +1,4 @@
-"""Builds local_filter.cpp where there is a C++ compiler, and calls it. Letters as in ``local_filter.py``."""
+"""Build local_filter.cpp, if there is a C++ compiler, and call it. For the letters see ``local_filter.py``."""
 
 import ctypes
 import functools
@@ -21,21 +21,21 @@ class _Filtering(ctypes.Structure):
 
 
 def serves(filters: Tensor, dtype: torch.dtype) -> bool:
-    """Whether it can be had for filters like these and sums in ``dtype``."""
+    """Return whether the library has functions for such filters and sums in ``dtype``."""
     layouts = strides(filters), strides(torch.empty_like(filters, device="meta"))
     side_by_side = all(layout is not None and 1 in (layout[2], layout[4]) for layout in layouts)  # taps or pixels
     return side_by_side and hasattr(_library(), _name("forward", filters, dtype))
 
 
 def strides(filters: Tensor) -> tuple[int, ...] | None:
-    """From one sample, group, tap, row and column to the next; None where rows of taps do not follow one another."""
+    """Return the strides of samples, groups, taps, rows and columns; None if taps have no single stride."""
     kh, kw = filters.shape[2:4]
     b, g, u, v, h, w = filters.stride()
     return (b, g, u if kw == 1 else v, h, w) if min(kh, kw) == 1 or u == kw * v else None
 
 
 def forward(x: Tensor, filters: Tensor, y: Tensor, stats: Tensor) -> None:
-    """As ``local_filter_plain.forward``."""
+    """See ``local_filter_plain.forward``."""
     dtype = stats.dtype
     found = y if y.dtype == dtype else torch.empty_like(y, dtype=dtype)
     _call("forward", x, filters, found, stats)
@@ -52,9 +52,10 @@ def backward(
     grad_x: Tensor | None,
     grad_filters: Tensor | None,
 ) -> None:
-    """As ``local_filter_plain.backward``.
+    """See ``local_filter_plain.backward``.
 
-    A part of the rows adds to a gradient of x of its own: so parts run at the same time, and sums do not depend on how.
+    Rows are split into parts that add to separate gradients of x: parts can run in parallel and the order of the sums
+    does not depend on the number of threads.
     """
     kh, H = filters.shape[2], filters.shape[4]
     rows = min(H, max(16, 2 * kh))

@@ -1,11 +1,11 @@
-"""The operator behind dynamic_local_filter in PyTorch alone, one tile of filters at a time.
+"""The operator behind dynamic_local_filter in plain PyTorch, one tile of filters at a time.
 
-It serves wherever no faster form does, and says what those compute. Letters as in ``local_filter.py``.
+It runs wherever no faster implementation does. For the letters see ``local_filter.py``.
 
-A tile is some samples x groups x all taps x some rows: small enough to stay in cache while several cheap elementwise
-passes run over it, large enough that the cost of calling them disappears.
+A tile is some samples x some groups x all taps x some rows. It is small enough to stay in cache during several cheap
+elementwise passes, and large enough that the overhead of calling them does not matter.
 
-Powers of two: torch.exp2 takes a third of torch.exp's time on CPU.
+Exponentials are powers of two: on a CPU torch.exp2 takes a third of the time of torch.exp.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def backward(
     grad_x: Tensor | None,
     grad_filters: Tensor | None,
 ) -> None:
-    """Fill the gradients that are asked for. The 1 / s of p_k = e_k / s goes with grad_y, not with every tap."""
+    """Fill the gradients that are not None. grad_y is divided by s, which is cheaper than dividing every tap by it."""
     dtype = stats.dtype
     total = None
     if grad_x is not None:
@@ -75,8 +75,8 @@ def backward(
             for c, grad_c in enumerate(grads):
                 torch.mul(e, grad_c, out=product)
                 kh, h = e.shape[2], e.shape[4]
-                # Zeros follow each row and each plane of rows. So with the stride over v one element short, tap v is
-                # read v pixels to the right, and with the stride over u one row short, u rows further down.
+                # Zeros follow each row and each plane. Shortening the stride over v by one element therefore shifts
+                # tap v by v pixels to the right, and shortening the stride over u by one row shifts it u rows down.
                 taps = product_scratch[: e.shape[0], : e.shape[1], ..., :h, :]
                 by_row = row_scratch[: e.shape[0], : e.shape[1], :, : h + kh - 1]
                 by_row[..., h:, :] = 0
@@ -87,14 +87,14 @@ def backward(
 
 
 def _skewed(t: Tensor, dim: int, by: int) -> Tensor:
-    """View of t in which a step along dim is shorter by some elements."""
+    """Return a view of t whose stride along ``dim`` is shorter by ``by`` elements."""
     stride = list(t.stride())
     stride[dim] -= by
     return t.as_strided(t.shape, stride, t.storage_offset())
 
 
 def _taps(tile: Tensor, scratch: Tensor) -> Tensor:
-    """The filters of one tile as planes of the dtype that sums are kept in; copied only where they are not."""
+    """Return the filters of a tile as planes in the dtype of the sums; copy them only if necessary."""
     return tile if _is_plain(tile, scratch.dtype) else _part(scratch, tile).copy_(tile)
 
 
@@ -107,15 +107,16 @@ def _is_plain(tile: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _windows(x: Tensor, filters: Tensor) -> Tensor:
-    """View of x as (B, G, C, Kh, Kw, H, W): tap (u, v) of every pixel. Costs no memory."""
+    """Return a view of x, (B, G, C, Kh, Kw, H, W): what tap (u, v) of every pixel reads."""
     H, W = filters.shape[-2:]
     return x.contiguous().unfold(3, H, 1).unfold(4, W, 1)
 
 
 def _tiles(filters: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut (B, G, Kh, Kw, H, W) into slices of samples, groups and rows, the largest first."""
+    """Split (B, G, Kh, Kw, H, W) into slices of samples, groups and rows, the largest first."""
     B, G, kh, kw, H, W = filters.shape
-    budget = 350_000 if filters.device.type == "cpu" else 2**19  # elements: stays in cache; on CUDA, fewer launches
+    # Elements per tile: few enough to stay in cache on a CPU, enough to launch few kernels on CUDA.
+    budget = 350_000 if filters.device.type == "cpu" else 2**19
     blocks = min(H, -(-H * W * kh * kw // budget))
     h = -(-H // blocks)  # blocks of equal height
     g = min(G, max(1, budget // (kh * kw * W * H)))
@@ -127,10 +128,10 @@ def _tiles(filters: Tensor) -> Iterator[tuple[slice, slice, slice]]:
 
 
 def _scratch(filters: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for any tile, used again and again: fresh memory would cost more than the sums."""
+    """Allocate buffers for all tiles: allocating new memory for each would take longer than the sums."""
     samples, groups, rows = next(_tiles(filters))
     n, g, kh, kw, h, W = filters[samples, groups, ..., rows, :].shape
-    # 16 elements more than a plane: planes 2^n apart would share cache sets, and transposing them took 5x longer.
+    # Planes are 16 elements apart: at distances of 2^n they would share cache sets, and transposing took 5x longer.
     e = filters.new_empty((n, g, kh, kw, h * W + 16), dtype=dtype)[..., : h * W].unflatten(-1, (h, W))
     product = filters.new_empty((n, g, kh, kw, h, W + kw - 1), dtype=dtype)
     product[..., W:] = 0

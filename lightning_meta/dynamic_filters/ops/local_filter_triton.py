@@ -1,8 +1,8 @@
-"""The operator behind dynamic_local_filter as Triton kernels. Letters as in ``local_filter.py``.
+"""The operator behind dynamic_local_filter as Triton kernels. For the letters see ``local_filter.py``.
 
-A program has a piece of a row of pixels with all its taps in registers, (BLOCK, TAPS): forward reads the filters once.
-Backward reads a tap where its own pixel is, for the filters' gradient, and where the pixel of x is that it reads, for
-x's: there each pixel of x gathers what it was used for, in a fixed order. The second time finds most taps in cache.
+A program holds all taps of a part of a row of pixels in registers, (BLOCK, TAPS), so the forward pass reads the filters
+once. The backward pass reads them twice, mostly from cache: for the gradient of the filters by output pixels, and for
+the gradient of x by input pixels, where each pixel of x sums over all taps that read it in a fixed order.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_meta.dynamic_filters.ops.local_filter_native import strides
 
 _LOG2E = tl.constexpr(1.4426950408889634)  # log2(e)
-_LARGEST = 1024  # taps; more have no room in registers
+_LARGEST = 1024  # more taps do not fit in registers
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def _backward(
     filters += plane // G * of_b + plane % G * of_g + k * of_k
     sums = stats + planes * H * W
     nothing = -float("inf") if SOFTMAX else 0.0
-    if NEED_FILTERS:  # of the pixel (i, j) of y
+    if NEED_FILTERS:  # for the pixel (i, j) of y
         inside = (i < H) & (j < W)
         valid = inside & (k < KH * KW)
         pixel = i * W + j
@@ -82,7 +82,7 @@ def _backward(
             gradient *= e
         target = grad_filters + plane // G * to_b + plane % G * to_g + i * to_h + j * to_w + k * to_k
         tl.store(target, gradient, valid)
-    if NEED_X:  # of the pixel (i, j) of x: its tap k belongs to the pixel k // KW above and k % KW to the left
+    if NEED_X:  # for the pixel (i, j) of x: tap k of the output pixel k // KW above and k % KW to the left reads it
         above, left = i - k // KW, j - k % KW
         valid = (above >= 0) & (above < H) & (left >= 0) & (left < W) & (k < KH * KW)
         pixel = above * W + left
@@ -97,13 +97,13 @@ def _backward(
 
 
 def serves(filters: Tensor, dtype: torch.dtype) -> bool:
-    """Whether there are kernels for filters like these and sums in ``dtype``."""
+    """Return whether the kernels can compute with such filters and sums in ``dtype``."""
     known = strides(filters) and strides(torch.empty_like(filters, device="meta"))
     return known is not None and dtype == torch.float32 and filters.shape[2] * filters.shape[3] <= _LARGEST
 
 
 def forward(x: Tensor, filters: Tensor, y: Tensor, stats: Tensor) -> None:
-    """As ``local_filter_plain.forward``."""
+    """See ``local_filter_plain.forward``."""
     B, G, kh, kw, H, W = filters.shape
     block = _block(kh * kw)
     programs = B * G * H * triton.cdiv(W, block["BLOCK"])
@@ -124,7 +124,7 @@ def backward(
     grad_x: Tensor | None,
     grad_filters: Tensor | None,
 ) -> None:
-    """As ``local_filter_plain.backward``."""
+    """See ``local_filter_plain.backward``."""
     B, G, kh, kw, H, W = filters.shape
     block = _block(kh * kw)
     programs = B * G * x.shape[3] * triton.cdiv(x.shape[4], block["BLOCK"])
@@ -139,7 +139,7 @@ def backward(
 
 
 def _block(taps: int) -> dict[str, int]:
-    """How many pixels a program has, so that one with all their taps is some 32 registers a thread."""
+    """Return launch options: as many pixels per program as need about 32 registers per thread for their taps."""
     size = triton.next_power_of_2(taps)
     block = min(128, max(8, 4096 // size))
     return {"BLOCK": block, "TAPS": size, "num_warps": max(1, block * size // 1024)}
