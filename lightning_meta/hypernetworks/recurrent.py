@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_meta.hypernetworks.layers import HyperLSTM, Recurrent
+from lightning_meta.hypernetworks.layers import HyperLSTM, Recurrent, run_steps
 from lightning_meta.hypernetworks.ops.hyper_lstm import EPSILON
 
 Network = Literal["lstm", "hyper_lstm"]
@@ -69,22 +69,19 @@ class LSTMCell(nn.Module):
             x = x.unflatten(0, (len(batch_sizes), -1))
             output, h, c = torch.lstm(x, [h[None], c[None]], weights, True, 1, 0.0, self.training, False, False)
             return output.flatten(0, 1), (h[0], c[0])
-        outputs = []
-        steps = F.linear(x, self.weight_ih, self.bias).split(batch_sizes)
-        for projected in reversed(steps) if reverse else steps:
-            n = len(projected)
-            gates = (projected + F.linear(h[:n], self.weight_hh)).unflatten(1, (4, H))
+
+        def step(projected: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            h, c = state
+            gates = (projected + F.linear(h, self.weight_hh)).unflatten(1, (4, H))
             if self.layer_norm:
                 gates = F.layer_norm(gates, (H,), None, None, EPSILON) * self.norm_weight[:4]
             i, f, g, o = (gates + forget).unbind(1)
             g = F.dropout(torch.tanh(g), self.recurrent_dropout, self.training)
-            new_c = torch.sigmoid(f) * c[:n] + torch.sigmoid(i) * g
-            new_h = torch.sigmoid(o) * torch.tanh(
-                F.layer_norm(new_c, (H,), self.norm_weight[4], None, EPSILON) if self.layer_norm else new_c
-            )
-            outputs.append(new_h)
-            h, c = torch.cat([new_h, h[n:]]), torch.cat([new_c, c[n:]])
-        return torch.cat(outputs[::-1] if reverse else outputs), (h, c)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * g
+            normal = F.layer_norm(c, (H,), self.norm_weight[4], None, EPSILON) if self.layer_norm else c
+            return torch.sigmoid(o) * torch.tanh(normal), c
+
+        return run_steps(step, [F.linear(x, self.weight_ih, self.bias)], batch_sizes, state, H, reverse)
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, layer_norm={self.layer_norm}"
@@ -161,7 +158,7 @@ def recurrent_network(
 
 def written_scales(recurrent: HyperLSTM, state: tuple[Tensor, Tensor]) -> Tensor:
     """d_h of the last layer's gates i, f, g, o after a step, of the first sample: (4, H)."""
-    return recurrent.cells[-1].scales(state[0][-1, 0])[0]
+    return recurrent.cells[-1].scales(state[0][-1, 0, recurrent.hidden_size :])[0]
 
 
 def weight_changes(recurrent: HyperLSTM, d_h: Tensor) -> Tensor:
