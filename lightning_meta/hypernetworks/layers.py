@@ -298,7 +298,7 @@ class HyperLSTMCell(_HyperCell):
 
 
 class HyperRNNCell(_HyperCell):
-    r"""Tanh RNN cell in which a smaller RNN rescales the rows of all weights at every step (Ha et al. 2016, section 3.2).
+    r"""Tanh RNN cell in which a smaller RNN rescales the rows of all weights at every step (Ha et al. 2016, 3.2).
 
     .. math::
         \hat h_t &= \tanh(\hat W_h \hat h_{t-1} + \hat W_x (h_{t-1}, x_t) + \hat b) \\
@@ -601,9 +601,9 @@ class KernelGenerator(nn.Module):
 class HyperConv2d(nn.Module):
     """Convolution whose kernel is generated from learned embeddings (Ha et al. 2016, section 4.2).
 
-    Works like ``torch.nn.Conv2d`` without groups and with zero padding. A kernel with more channels than the generator's
-    is a grid of basic kernels, (in / basic in) rows by (out / basic out) columns, filled row by row. Each has its own
-    embedding.
+    Works like ``torch.nn.Conv2d`` without groups and with zero padding. A kernel with more channels than the
+    generator's is a grid of basic kernels, (in / basic in) rows by (out / basic out) columns, filled row by row. Each
+    has its own embedding.
 
     Args:
         in_channels: A multiple of the generator's.
@@ -669,9 +669,10 @@ class HyperConv2d(nn.Module):
 class CoordinateNetwork(nn.Module):
     """Generates the weights of a fully connected layer from coordinates (Ha et al. 2016, section A.1).
 
-    The layer's inputs and units lie on two grids. A network with two hidden layers of ReLUs maps four numbers, the x and
-    y of a weight's input and of its unit, to that weight: 801 parameters generate 784 * 256 weights. The paper does not
-    say: coordinates run from -1 to 1 on each grid; the initial weights have mean 0 and the variance of He et al. (2015).
+    The layer's inputs and units lie on two grids. A network with two hidden layers of ReLUs maps four numbers, the x
+    and y of a weight's input and of its unit, to that weight: 801 parameters generate 784 * 256 weights. The paper does
+    not say: coordinates run from -1 to 1 on each grid; the initial weights have mean 0 and the variance of He et al.
+    (2015).
 
     Args:
         inputs: Height and width of the grid of inputs (paper: 28 x 28).

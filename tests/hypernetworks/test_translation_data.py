@@ -9,14 +9,14 @@ from torchmetrics.text import SacreBLEUScore
 
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.translation_data import (
-    PairSet,
+    PairDataset,
     Sentences,
     ShuffledPairs,
     TranslationDataModule,
     dictionary,
-    in_three,
-    own_sentences,
     padded,
+    read_sentences,
+    split_pairs,
     spread,
     unigram_nats,
 )
@@ -54,7 +54,7 @@ def write(folder, name, lines):
 
 
 def test_batches_are_pieces_with_an_end_and_padding(numbers, pieces):
-    dataset = PairSet(numbers.val, pieces)
+    dataset = PairDataset(numbers.val, pieces)
     batch = Sentences.collate([dataset[(i, SEGMENT)] for i in range(3)])
     assert batch.texts == Pairs(numbers.val.source[:3], numbers.val.target[:3])
     for column, text in zip(batch.target.t(), numbers.val.target, strict=False):
@@ -171,11 +171,11 @@ def test_files_that_do_not_fit(tmp_path):
     write(tmp_path, "b", ["b"] * 40)
     with (
         pytest.warns(UserWarning, match="36 of 36"),
-        pytest.raises(InputError, match=r"no training pair has at most 1 characters a side: raise data.longest"),
+        pytest.raises(InputError, match=r"no training pair has at most 1 characters on each side: raise data.longest"),
     ):
         data_module(**files, longest=1).setup("fit")
-    with pytest.raises(InputError, match=r"19 pairs cannot be split: give at least 20"):
-        in_three(Pairs(["a"] * 19, ["b"] * 19), None, "these")
+    with pytest.raises(InputError, match=r"19 pairs, too few to split: give at least 20"):
+        split_pairs(Pairs(["a"] * 19, ["b"] * 19), None, "these")
     with pytest.raises(InputError, match=r"give both data.source_file and data.target_file"):
         data_module(source_file="a")
     with pytest.raises(InputError, match=r"or data.pairs"):
@@ -190,7 +190,7 @@ def test_long_training_pairs_are_left_out_and_counted(tmp_path):
     data = data_module(
         source_file=str(tmp_path / "a"), target_file=str(tmp_path / "b"), longest=5, train_pairs=None, test_pairs=None
     )
-    with pytest.warns(UserWarning, match="7 of 36 training pairs are left out: longer than data.longest"):
+    with pytest.warns(UserWarning, match="7 of 36 training pairs are left out: they are longer than data.longest"):
         data.setup("fit")
     assert len(data.train.source) == 29
     assert data.test.source == ["a" * 6] * 2, "those of the test stay"
@@ -199,19 +199,19 @@ def test_long_training_pairs_are_left_out_and_counted(tmp_path):
 
 def test_what_is_to_be_translated(tmp_path):
     write(tmp_path, "mine.en", ["one", " two "])
-    assert own_sentences(str(tmp_path / "mine.en")) == ["one", "two"]
-    assert own_sentences(" a sentence. ") == ["a sentence."]
-    assert own_sentences("a" * 5000) == ["a" * 5000]
+    assert read_sentences(str(tmp_path / "mine.en")) == ["one", "two"]
+    assert read_sentences(" a sentence. ") == ["a sentence."]
+    assert read_sentences("a" * 5000) == ["a" * 5000]
     write(tmp_path, "mine.en", ["one", "", "two"])
     with pytest.raises(InputError, match="line 2 is empty"):
-        own_sentences(str(tmp_path / "mine.en"))
+        read_sentences(str(tmp_path / "mine.en"))
     write(tmp_path, "mine.en", [])
     with pytest.raises(InputError, match="holds no sentences"):
-        own_sentences(str(tmp_path / "mine.en"))
+        read_sentences(str(tmp_path / "mine.en"))
     with pytest.raises(InputError, match=r"nowhere.txt cannot be read"):
-        own_sentences("nowhere.txt")
+        read_sentences("nowhere.txt")
     with pytest.raises(InputError, match=r"data.text is empty"):
-        own_sentences("  ")
+        read_sentences("  ")
     data = data_module(root=str(tmp_path), source="paper", text="one")
     data.setup("predict")  # needs no corpus
     assert list(data.predict_dataloader()) == [["one"]]
