@@ -126,7 +126,7 @@ class HyperLSTMCell(_HyperCell):
         y &= LN(d_h^y \odot W_h^y h_{t-1} + d_x^y \odot W_x^y x_t + b^y) \\
         c_t &= \sigma(f) c_{t-1} + \sigma(i) \mathrm{Dropout}(\tanh(g)), \quad h_t = \sigma(o) \tanh(LN(c_t))
 
-    ``step`` computes them one by one. ``sequence`` gives the same numbers several times faster; its custom operator
+    ``step`` computes them one by one. ``sequence`` gives the same numbers faster; its custom operator
     computes first derivatives only. Under torch.func transforms and forward-mode automatic differentiation the cell
     therefore uses ``step``.
 

@@ -117,7 +117,7 @@ class Translation(Experiment):
 
     def on_fit_start(self) -> None:
         if self.vocabulary is None:
-            self.vocabulary = self.trainer.datamodule.learn_pieces(self.hparams.pieces)
+            self.vocabulary = self.trainer.datamodule.learn_subwords(self.hparams.pieces)
 
     def training_step(self, batch: Sentences, batch_idx: int) -> Tensor:
         nats = self.translator(batch.source, batch.target)
@@ -175,7 +175,7 @@ class Translation(Experiment):
         return self.translator.search(source, longest, beam or h.beam, h.length_penalty, h.coverage_penalty)
 
     def _texts(self, found: Hypotheses) -> list[str]:
-        return self.vocabulary.decode([_before_end(pieces) for pieces in found.pieces.t().tolist()])
+        return self.vocabulary.decode([_before_end(subwords) for subwords in found.subwords.t().tolist()])
 
     @torch.no_grad()
     def translate(self, sentences: list[str], beam: int | None = None, batch_size: int = 32) -> list[Translated]:
@@ -193,9 +193,9 @@ class Translation(Experiment):
             some = order[start : start + batch_size]
             source = padded(encoded[i] for i in some).to(self.device)
             found = self._search(source, beam)
-            columns = zip(some, self._texts(found), found.pieces.t().tolist(), found.attention, strict=True)
-            for i, text, pieces, attention in columns:
-                read, written = [*encoded[i], EOS], [*_before_end(pieces), EOS]
+            columns = zip(some, self._texts(found), found.subwords.t().tolist(), found.attention, strict=True)
+            for i, text, subwords, attention in columns:
+                read, written = [*encoded[i], EOS], [*_before_end(subwords), EOS]
                 names = self.vocabulary.spell(read), self.vocabulary.spell(written)
                 done[i] = Translated(text, *names, attention[: len(written), : len(read)])
         return [done[i] for i in range(len(sentences))]
@@ -224,5 +224,5 @@ def _n(batch: Sentences) -> int:
     return batch.source.shape[1]
 
 
-def _before_end(pieces: list[int]) -> list[int]:
-    return pieces[: pieces.index(EOS)]
+def _before_end(subwords: list[int]) -> list[int]:
+    return subwords[: subwords.index(EOS)]

@@ -58,11 +58,11 @@ class PairDataset(Dataset):
 
     Args:
         pairs: The sentences.
-        pieces: Splits sentences into subwords.
+        subwords: Splits sentences into subwords.
     """
 
-    def __init__(self, pairs: Pairs, pieces: Pieces):
-        self.pairs, self.pieces = pairs, pieces
+    def __init__(self, pairs: Pairs, subwords: Pieces):
+        self.pairs, self.subwords = pairs, subwords
 
     def place(self, index: int) -> int:
         """Return the position of sample ``index`` among the pairs."""
@@ -72,7 +72,7 @@ class PairDataset(Dataset):
         index, segment = key
         place = self.place(index)
         texts = self.pairs.source[place], self.pairs.target[place]
-        return *self.pieces.encode([*texts]), *texts, segment
+        return *self.subwords.encode([*texts]), *texts, segment
 
 
 class ShuffledPairs(PairDataset):
@@ -83,14 +83,14 @@ class ShuffledPairs(PairDataset):
 
     Args:
         pairs: The sentences.
-        pieces: Splits sentences into subwords.
+        subwords: Splits sentences into subwords.
         seed: Seed of the random order.
         batch: Sentences per batch over all processes.
         pool: Batches that are drawn and sorted together.
     """
 
-    def __init__(self, pairs: Pairs, pieces: Pieces, seed: int, batch: int, pool: int):
-        super().__init__(pairs, pieces)
+    def __init__(self, pairs: Pairs, subwords: Pieces, seed: int, batch: int, pool: int):
+        super().__init__(pairs, subwords)
         self.seed, self.batch, self.pool = seed, batch, pool
         self._drawn: tuple[int | None, list[int]] = None, []
 
@@ -228,7 +228,7 @@ class TranslationDataModule(MetaDataModule):
             return parallel_text.number_words(h.train_pairs or 10_000, max(h.val_pairs or 1000, h.test_pairs or 1000))
         return corpus._replace(train=head(corpus.train, h.train_pairs))
 
-    def learn_pieces(self, size: int) -> Pieces:
+    def learn_subwords(self, size: int) -> Pieces:
         """Learn subwords from the training sentences. Vocabularies of 1,000 or more spell rare characters in bytes."""
         try:
             return Pieces(train_pieces(self.train, size, byte_fallback=size >= _BYTES_FROM))
@@ -237,15 +237,15 @@ class TranslationDataModule(MetaDataModule):
 
     def train_dataloader(self) -> DataLoader:
         batch = self.batch_size * self.trainer.world_size
-        self.sets["train"] = ShuffledPairs(self.train, self._pieces, self.hparams.seed, batch, self.hparams.pool)
+        self.sets["train"] = ShuffledPairs(self.train, self._subwords, self.hparams.seed, batch, self.hparams.pool)
         return super().train_dataloader()
 
     def val_dataloader(self) -> DataLoader:
-        self.sets["val"] = PairDataset(self.val, self._pieces)
+        self.sets["val"] = PairDataset(self.val, self._subwords)
         return super().val_dataloader()
 
     def test_dataloader(self) -> DataLoader:
-        self.sets["test"] = PairDataset(self.test, self._pieces)
+        self.sets["test"] = PairDataset(self.test, self._subwords)
         return super().test_dataloader()
 
     def predict_dataloader(self) -> DataLoader:
@@ -253,7 +253,7 @@ class TranslationDataModule(MetaDataModule):
         return DataLoader([self.text], batch_size=None)
 
     @property
-    def _pieces(self) -> Pieces:
+    def _subwords(self) -> Pieces:
         return self.trainer.lightning_module.vocabulary
 
 
@@ -291,7 +291,7 @@ def read_sentences(text: str) -> list[str]:
     return [text.strip()]
 
 
-def unigram_nats(train: list[list[int]], test: list[list[int]], pieces: int) -> float:
+def unigram_nats(train: list[list[int]], test: list[list[int]], size: int) -> float:
     """Return the unigram cross-entropy of ``test`` in nats per subword, with add-one counts from ``train``.
 
     The end of a sentence counts as a subword.
@@ -299,12 +299,12 @@ def unigram_nats(train: list[list[int]], test: list[list[int]], pieces: int) -> 
     Args:
         train: Subwords of the training sentences.
         test: Subwords of the test sentences.
-        pieces: Size of the vocabulary.
+        size: Size of the vocabulary.
     """
-    counts = Counter(dict.fromkeys(range(pieces), 1))
+    counts = Counter(dict.fromkeys(range(size), 1))
     for sentence in train:
         counts.update([*sentence, EOS])
-    total, costs = counts.total(), [counts[piece] for sentence in test for piece in (*sentence, EOS)]
+    total, costs = counts.total(), [counts[subword] for sentence in test for subword in (*sentence, EOS)]
     return sum(math.log(total / count) for count in costs) / len(costs)
 
 

@@ -30,7 +30,7 @@ class Encoder(nn.Module):
     """Encoder: a bidirectional layer and forward layers above it, with residual connections from the third layer on.
 
     Args:
-        pieces: V.
+        subwords: V.
         piece_size: D.
         hidden_size: H.
         layers: Number of layers, at least 2.
@@ -40,10 +40,10 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, pieces: int, piece_size: int, hidden_size: int, layers: int, dropout: float, network: Network, **options
+        self, subwords: int, piece_size: int, hidden_size: int, layers: int, dropout: float, network: Network, **options
     ):
         super().__init__()
-        self.embed, self.dropout = nn.Embedding(pieces, piece_size), dropout
+        self.embed, self.dropout = nn.Embedding(subwords, piece_size), dropout
         first = recurrent_network(network, piece_size, hidden_size, bidirectional=True, **options)
         inputs = [2 * hidden_size] + [hidden_size] * (layers - 2)
         self.layers = nn.ModuleList([first, *(recurrent_network(network, n, hidden_size, **options) for n in inputs)])
@@ -91,7 +91,7 @@ class Decoder(nn.Module):
     first the bottom layer, then the attention, then the layers above. Residual connections start at the third layer.
 
     Args:
-        pieces: V.
+        subwords: V.
         piece_size: D.
         hidden_size: H.
         layers: Number of layers, at least 2.
@@ -101,22 +101,22 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, pieces: int, piece_size: int, hidden_size: int, layers: int, dropout: float, network: Network, **options
+        self, subwords: int, piece_size: int, hidden_size: int, layers: int, dropout: float, network: Network, **options
     ):
         super().__init__()
-        self.embed, self.dropout = nn.Embedding(pieces, piece_size), dropout
+        self.embed, self.dropout = nn.Embedding(subwords, piece_size), dropout
         inputs = [piece_size] + [2 * hidden_size] * (layers - 1)
         self.layers = nn.ModuleList(recurrent_network(network, n, hidden_size, **options) for n in inputs)
         self.attention = Attention(hidden_size)
-        self.output = nn.Linear(hidden_size, pieces)
+        self.output = nn.Linear(hidden_size, subwords)
 
     def forward(
-        self, pieces: Tensor, memory: Memory, states: list[State | None] | None = None
+        self, subwords: Tensor, memory: Memory, states: list[State | None] | None = None
     ) -> tuple[Tensor, list[State], Tensor]:
         """Process target subwords and predict the subword after each.
 
         Args:
-            pieces: (T, K * B): K hypotheses for each sentence; hypothesis k of sentence b is column k * B + b.
+            subwords: (T, K * B): K hypotheses for each sentence; hypothesis k of sentence b is column k * B + b.
             memory: The B source sentences.
             states: State of each layer. None: the initial state.
 
@@ -124,8 +124,8 @@ class Decoder(nn.Module):
             Logits (T, K * B, V), states, attention weights (K, B, T, S).
         """
         states = states or [None] * len(self.layers)
-        (T, _), B = pieces.shape, len(memory.values)
-        q, state = self.layers[0](self._drop(self.embed(pieces)), states[0])
+        (T, _), B = subwords.shape, len(memory.values)
+        q, state = self.layers[0](self._drop(self.embed(subwords)), states[0])
         query = q.view(T, -1, B, q.shape[-1]).permute(2, 1, 0, 3)  # (B, K, T, H)
         context, weights = self.attention(query.flatten(1, 2), memory)
         context = context.view(query.shape).permute(2, 1, 0, 3).reshape(q.shape)
@@ -143,7 +143,7 @@ class Decoder(nn.Module):
 class Hypotheses(NamedTuple):
     """The best translation that beam search found for each sentence."""
 
-    pieces: Tensor  # (T, B): subwords and EOS, then PAD
+    subwords: Tensor  # (T, B): subwords and EOS, then PAD
     scores: Tensor  # (B,)
     attention: Tensor  # (B, T, S)
 
@@ -152,7 +152,7 @@ class Translator(nn.Module):
     """Translation model: encoder, attention and decoder.
 
     Args:
-        pieces: V, subwords of both languages together.
+        subwords: V, subwords of both languages together.
         piece_size: D.
         hidden_size: H.
         encoder_layers: Number of encoder layers, at least 2.
@@ -169,13 +169,13 @@ class Translator(nn.Module):
     >>> source, target = torch.randint(4, 20, (5, 3)), torch.randint(4, 20, (7, 3))
     >>> translator(source, target).shape
     torch.Size([7, 3])
-    >>> translator.search(source, torch.tensor([4, 5, 6])).pieces.shape
+    >>> translator.search(source, torch.tensor([4, 5, 6])).subwords.shape
     torch.Size([6, 3])
     """
 
     def __init__(
         self,
-        pieces: int,
+        subwords: int,
         piece_size: int,
         hidden_size: int,
         encoder_layers: int = 2,
@@ -190,8 +190,8 @@ class Translator(nn.Module):
                 raise ValueError(f"expected {name} of at least 2, got {layers}: choose 2 or more")
         if not 0 <= dropout < 1:
             raise ValueError(f"expected 0 <= dropout < 1, got {dropout}: choose a probability")
-        self.encoder = Encoder(pieces, piece_size, hidden_size, encoder_layers, dropout, network, **options)
-        self.decoder = Decoder(pieces, piece_size, hidden_size, decoder_layers, dropout, network, **options)
+        self.encoder = Encoder(subwords, piece_size, hidden_size, encoder_layers, dropout, network, **options)
+        self.decoder = Decoder(subwords, piece_size, hidden_size, decoder_layers, dropout, network, **options)
 
     def read(self, source: Tensor) -> Memory:
         """Encode sentences (S, B): subwords and EOS, then PAD."""
@@ -246,7 +246,7 @@ class Translator(nn.Module):
         memory, K, (S, B) = self.read(source), beam, source.shape
         V, T = self.decoder.output.out_features, int(longest.max())
         columns, every = torch.arange(B, device=source.device), torch.arange(V, device=source.device)
-        pieces, states = torch.full((1, K * B), BOS, device=source.device), None
+        subwords, states = torch.full((1, K * B), BOS, device=source.device), None
         written = torch.full((T, K, B), PAD, device=source.device)
         attention = memory.values.new_zeros(K, B, T, S)
         odds = memory.values.new_full((K, B), float("-inf"))  # log P of the open hypotheses
@@ -260,15 +260,15 @@ class Translator(nn.Module):
             searching = ((ended < K) | (odds.amax(0) > likeliest)) & (t < longest)
             if not searching.any():
                 break
-            logits, states, weights = self.decoder(pieces, memory, states)
+            logits, states, weights = self.decoder(subwords, memory, states)
             attention[:, :, t] = weights[:, :, 0]
             allowed = (every == EOS) | ((longest > t + 1)[:, None] & (every > UNKNOWN))  # (B, V)
             step = logits[0].to(odds.dtype).log_softmax(-1).view(K, B, V).masked_fill(~allowed, float("-inf"))
             total = (odds[..., None] + step).transpose(0, 1).flatten(1)
             top, order = (x.t() for x in total.topk(min(2 * K, K * V)))  # at least K do not end, if V allows
-            parent, piece = order // V, order % V
+            parent, subword = order // V, order % V
 
-            ends = (piece == EOS) & top.isfinite()
+            ends = (subword == EOS) & top.isfinite()
             counted = ends[:K] & searching
             covered = attention[:, :, : t + 1].sum(2).clamp(1e-9, 1).log() * memory.present
             penalty = coverage_penalty * covered.sum(-1).gather(0, parent[:K])
@@ -279,19 +279,19 @@ class Translator(nn.Module):
             found[t] = EOS
             better = score > best.scores
             best = Hypotheses(
-                torch.where(better, found, best.pieces),
+                torch.where(better, found, best.subwords),
                 torch.where(better, score, best.scores),
                 torch.where(better[:, None, None], attention[whose, columns], best.attention),
             )
             ended = ended + counted.sum(0)
             likeliest = torch.maximum(likeliest, top[:K].masked_fill(~counted, float("-inf")).amax(0))
 
-            first = (piece == EOS).long().argsort(dim=0, stable=True)[:K]  # the likeliest that do not end
-            parent, piece, odds = (x.gather(0, first) for x in (parent, piece, top))
-            odds = odds.masked_fill(piece == EOS, float("-inf"))  # if fewer than K are open
+            first = (subword == EOS).long().argsort(dim=0, stable=True)[:K]  # the likeliest that do not end
+            parent, subword, odds = (x.gather(0, first) for x in (parent, subword, top))
+            odds = odds.masked_fill(subword == EOS, float("-inf"))  # if fewer than K are open
             rows = (parent * B + columns).flatten()
             states = [tuple(part.index_select(1, rows) for part in state) for state in states]
             written, attention = written[:, parent, columns], attention[parent, columns]
-            written[t] = piece
-            pieces = piece.view(1, -1)
+            written[t] = subword
+            subwords = subword.view(1, -1)
         return best

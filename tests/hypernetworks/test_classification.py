@@ -178,7 +178,7 @@ def test_data_and_network_that_do_not_fit(tmp_path):
     cases = [
         ({"network": "wide_resnet", "depth": 10}, MNISTDataModule(source="stand-in"), "the data have 1x28x28"),
         ({"network": "digits"}, CIFAR10DataModule(pictures=own), "the data have 3x32x32"),
-        ({"network": "digits"}, MNISTDataModule(pictures=own), "3 classes: say --model.classes 3"),
+        ({"network": "digits"}, MNISTDataModule(pictures=own), "classes is 10: give --model.classes 3"),
     ]
     for options, data, words in cases:
         with pytest.raises(InputError, match=words) as error:

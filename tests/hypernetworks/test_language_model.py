@@ -117,7 +117,7 @@ def test_symbols_that_do_not_fit():
     with pytest.raises(InputError, match="does not know 2 of the text's symbols: 'é', 'ß'; remove them"):
         module.on_validation_start()
     module._trainer.datamodule.prompt = np.array([ord("é")])
-    with pytest.raises(InputError, match="trained without 1 of the text's symbols: 'é'"):
+    with pytest.raises(InputError, match="does not know 1 of the text's symbols: 'é'"):
         module.on_predict_start()
     for options in ({"temperature": 0.0}, {"dropout": 1.0}, {"init": "zeros"}):
         with pytest.raises(InputError, match=r"choose|dropped"):

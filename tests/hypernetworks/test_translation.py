@@ -147,5 +147,5 @@ def test_the_end_of_a_sentence_ends_its_text(numbers):
     module = model(numbers)
     (text,) = numbers.test.source[:1]
     pieces = [*module.vocabulary.encode([text])[0], EOS, PAD]
-    found = types.SimpleNamespace(pieces=torch.tensor(pieces)[:, None])
+    found = types.SimpleNamespace(subwords=torch.tensor(pieces)[:, None])
     assert module._texts(found) == [text]

@@ -176,9 +176,9 @@ def test_files_that_do_not_fit(tmp_path):
         data_module(**files, longest=1).setup("fit")
     with pytest.raises(InputError, match=r"19 pairs, too few to split: give at least 20"):
         split_pairs(Pairs(["a"] * 19, ["b"] * 19), None, "these")
-    with pytest.raises(InputError, match=r"give both data.source_file and data.target_file"):
+    with pytest.raises(InputError, match=r"set data.source_file and data.target_file"):
         data_module(source_file="a")
-    with pytest.raises(InputError, match=r"or data.pairs"):
+    with pytest.raises(InputError, match=r"or only data.pairs"):
         data_module(**files, pairs="a")
     with pytest.raises(InputError, match=r"data.pool is 0"):
         data_module(pool=0)
@@ -220,9 +220,9 @@ def test_what_is_to_be_translated(tmp_path):
 def test_pieces_are_learned_from_the_training_part(pieces):
     data = data_module(source="stand-in")
     data.setup("fit")
-    assert data.learn_pieces(90).model == pieces.model
+    assert data.learn_subwords(90).model == pieces.model
     with pytest.raises(InputError, match=r"model.pieces: the texts are too small for 9,000 pieces: ask for at most"):
-        data.learn_pieces(9000)
+        data.learn_subwords(9000)
 
 
 def test_unigram_entropy():
