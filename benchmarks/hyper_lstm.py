@@ -1,6 +1,6 @@
-"""A HyperLSTM over a sequence, forward and backward, against torch.nn.LSTM of as many units and a step written plainly.
+"""HyperLSTM on a sequence, forward and backward, against torch.nn.LSTM with as many units and the eager step.
 
-Inputs are dense vectors that need gradients, as those of a second layer or an embedding do: 256 and 50 numbers. Where
+Inputs are dense vectors (256 and 50 numbers) that need gradients, like those of a second layer or from an embedding. If
 labml-nn is installed (requirements.txt), its HyperLSTM, which always has layer norm, is measured too.
 """
 
@@ -9,7 +9,6 @@ import importlib.util
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.report import parse, peak_bytes, report, seconds
@@ -17,7 +16,7 @@ from lightning_meta.hypernetworks.layers import HyperLSTM, HyperLSTMCell
 
 
 class Setting(NamedTuple):
-    """B samples, T steps; inputs, units, units of the small LSTM, numbers of an embedding."""
+    """Sizes: B samples, T steps, inputs, units, units of the small LSTM, numbers of an embedding."""
 
     name: str
     B: int
@@ -32,36 +31,11 @@ SETTINGS = [Setting("256 units", 32, 50, 256, 256, 64, 16), Setting("Penn Treeba
 
 
 def step_by_step(cell: HyperLSTMCell, x: Tensor) -> Tensor:
-    """Outputs (T, B, H) for x (T, B, I), equation by equation, with autograd's own gradients."""
-
-    def norm(gate: Tensor, k: int, prefix: str = "") -> Tensor:
-        if not cell.layer_norm:
-            return gate
-        gain, bias = getattr(cell, f"{prefix}norm_weight")[k], getattr(cell, f"{prefix}norm_bias")[k]
-        return F.layer_norm(gate, gain.shape, gain, bias, 1e-3)
-
-    def units(gates: list[Tensor], c: Tensor, prefix: str = "") -> tuple[Tensor, Tensor]:
-        i, f, g, o = (norm(gate, k, prefix) for k, gate in enumerate(gates))
-        c = torch.sigmoid(f + 1) * c + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(norm(c, 4, prefix)), c
-
-    h, hyper_h = cell.start(x.shape[1]).split([cell.hidden_size, cell.hyper_size], -1)
-    c, hyper_c = h, hyper_h
-    outputs = []
-    for x_t in x.unbind(0):
-        gates = F.linear(torch.cat([h, x_t], -1), cell.hyper_weight_ih, cell.hyper_bias)
-        gates = gates + F.linear(hyper_h, cell.hyper_weight_hh)
-        hyper_h, hyper_c = units(gates.chunk(4, -1), hyper_c, "hyper_")
-        gates = []
-        for k, (by_h, by_x) in enumerate(
-            zip(F.linear(h, cell.weight_hh).chunk(4, -1), F.linear(x_t, cell.weight_ih).chunk(4, -1), strict=True)
-        ):
-            biases = (*cell.embed_bias[:, k], None)
-            z = [F.linear(hyper_h, cell.embed_weight[j, k], biases[j]) for j in range(3)]
-            d_h, d_x, b = (F.linear(z[j], cell.scale_weight[j, k]) for j in range(3))
-            gates.append(d_h * by_h + d_x * by_x + b + cell.bias.chunk(4)[k])
-        h, c = units(gates, c)
-        outputs.append(h)
+    """Run the cell's equations, with autograd's own gradients: x (T, B, I) to outputs (T, B, H)."""
+    state, outputs = (cell.start(x.shape[1]),) * 2, []
+    for x_t in x:
+        state = cell.step(x_t, state)
+        outputs.append(state[0][:, : cell.hidden_size])
     return torch.stack(outputs)
 
 
@@ -93,7 +67,7 @@ def measure(setting: Setting, options: argparse.Namespace) -> list[dict[str, str
     }
     peaks = {form: peak_bytes(function, options.device) for form, function in functions.items()}  # warms up, too
     times = {form: [] for form in functions}
-    for _ in range(options.repeats):  # interleaved, so that a busy moment hits all of them
+    for _ in range(options.repeats):  # interleaved, so that a busy moment affects all of them
         for form, function in functions.items():
             times[form].append(seconds(function, options.device))
     return [

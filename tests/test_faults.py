@@ -22,7 +22,7 @@ from jsonargparse import Namespace
 from lightning_meta.cli import main, refuse_strategy
 from lightning_meta.errors import InputError
 from lightning_meta.running.machine import commit, cpu_name
-from lightning_meta.storage.atomic import whole
+from lightning_meta.storage.atomic import atomic_write
 from tests.conftest import CONFIGS, arguments
 from tests.runs import (
     Run,
@@ -261,7 +261,7 @@ def test_processes_of_a_run_may_write_the_same_file(tmp_path, monkeypatch):
     with ExitStack() as stack:
         for rank in "012":
             (tmp_path / "rank").write_text(rank)
-            parts.append(stack.enter_context(whole(tmp_path / "file")))
+            parts.append(stack.enter_context(atomic_write(tmp_path / "file")))
             parts[-1].write_text(rank)
     assert len(set(parts)) == 3
     assert (tmp_path / "file").read_text() == "0"  # the last to end

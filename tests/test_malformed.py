@@ -307,7 +307,7 @@ def read_own_alphabets(folder: Path) -> None:
 
 
 def read_photograph(name: str) -> Callable[[Path], None]:
-    return lambda folder: pictures(image_files.read_picture(folder / name))
+    return lambda folder: pictures(image_files.read_image(folder / name))
 
 
 FRAMES = torch.from_numpy(RANDOM.integers(0, 256, (5, 16, 16), np.uint8))
@@ -483,11 +483,11 @@ def read_pieces(folder: Path) -> None:
         content = (folder / "pieces").read_bytes()
     except OSError as error:  # the reader is of bytes, not of a file
         raise InputError("no bytes to read") from error
-    learned = subwords.Pieces(content)
+    learned = subwords.Subwords(content)
     assert learned.decode(learned.encode(["the cat"]))
 
 
-VOCABULARY = subwords.train_pieces(TEXTS, 330)
+VOCABULARY = subwords.train_subwords(TEXTS, 330)
 WEIGHTS = {"layer.weight": torch.ones(4, 3), "layer.bias": torch.zeros(4)}
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_meta.drawing.canvas import to_image
 from lightning_meta.errors import InputError
-from lightning_meta.storage.atomic import whole
+from lightning_meta.storage.atomic import atomic_write
 
 
 def write_png(path: str | Path, picture: Tensor) -> None:
@@ -22,7 +22,7 @@ def write_png(path: str | Path, picture: Tensor) -> None:
     Raises:
         InputError: If the file cannot be written.
     """
-    with whole(path) as part:
+    with atomic_write(path) as part:
         to_image(picture).save(part, format="PNG")
 
 
@@ -41,7 +41,7 @@ def write_gif(path: str | Path, frames: Tensor, fps: float = 10) -> None:
     from PIL import Image
 
     pictures = [Image.fromarray(frame.numpy()) for frame in (frames if frames.ndim == 3 else frames.movedim(1, -1))]
-    with whole(path) as part:
+    with atomic_write(path) as part:
         pictures[0].save(
             part, format="GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0
         )
@@ -67,7 +67,7 @@ def write_mp4(path: str | Path, frames: Iterable[Tensor], fps: float) -> None:
     if first is None:
         raise InputError(f"{path} would have no frames in it: give at least one")
     H, W = first.shape[1:]
-    with whole(path) as part:
+    with atomic_write(path) as part:
         try:
             # a full path: see _frames; the format: part's suffix says nothing
             with av.open(str(part.absolute()), "w", format="mp4") as container:

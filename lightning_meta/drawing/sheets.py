@@ -64,7 +64,7 @@ def film_strip(rows: dict[str, Tensor], columns: dict[str, Sequence[int]] | None
     return to_tensor(page.crop((0, 0, page.width, y + 8 - GAP)))
 
 
-def picture_sheet(rows: list[dict[str, Tensor]], scale: int = 2) -> Tensor:
+def image_sheet(rows: list[dict[str, Tensor]], scale: int = 2) -> Tensor:
     """Draw rows of pictures with the names of the columns on top, such as content, style and result of style transfer.
 
     Args:

@@ -12,9 +12,9 @@ dx_k = v - rw.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
 
 from lightning_meta.dynamic_filters.ops.local_filter import local_filter
+from lightning_meta.nn.transforms import is_transformed
 
 _PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
@@ -68,7 +68,7 @@ def dynamic_local_filter(
                 [7., 8., 0.],
                 [0., 0., 0.]])
     """
-    if _is_transformed(x, filters):
+    if is_transformed():
         return eager_local_filter(x, filters, kernel_size, softmax=softmax, padding_mode=padding_mode, groups=groups)
     padded, f = _padded_and_grouped(x, filters, kernel_size, padding_mode, groups)
     y, _ = local_filter(padded, f, softmax)
@@ -109,16 +109,6 @@ def eager_local_filter(
         u, v = divmod(k, kw)
         y = y + p[:, :, k, None] * padded[..., u : u + H, v : v + W]  # (B, G, C / G, H, W)
     return y.flatten(1, 2).to(x.dtype)
-
-
-def _is_transformed(*tensors: Tensor) -> bool:
-    """Return whether a torch.func transform or forward-mode differentiation is active.
-
-    A custom operator has no rule for them: its tangents would silently be zero. torch.compile evaluates both conditions
-    while it traces and guards on them.
-    """
-    transformed: bool = torch._C._are_functorch_transforms_active()
-    return transformed or any(unpack_dual(tensor).tangent is not None for tensor in tensors)
 
 
 def _padded_and_grouped(

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.drawing.sheets import picture_sheet
+from lightning_meta.drawing.sheets import image_sheet
 from lightning_meta.dynamic_filters.frame_scores import squared_error
 from lightning_meta.dynamic_filters.layers import dynamic_convolution
 from lightning_meta.dynamic_filters.steerable_data import Patches
@@ -174,7 +174,7 @@ class SteerableFilters(Experiment):
             filtered = {"target": target, "output": output, "difference": output - target}
             rows.append({"input": _rgb(image)} | {name: signed_image(y, largest) for name, y in filtered.items()})
         circle = torch.arange(0, 360, 30).tolist()
-        return {"filters": self._draw_filters(circle), "patches": picture_sheet(rows)}
+        return {"filters": self._draw_filters(circle), "patches": image_sheet(rows)}
 
     def _draw_filters(self, degrees: list[float]) -> Tensor:
         """Draw true filters, generated filters and their difference, one row each."""
@@ -182,7 +182,7 @@ class SteerableFilters(Experiment):
         truth, filters = steered_filter(angles), self.generator(angles)
         largest = truth.abs().max()
         names = [f"{d:g}°" for d in degrees]
-        return picture_sheet(
+        return image_sheet(
             [
                 {name: signed_image(f[None], largest) for name, f in zip(names, row, strict=True)}
                 for row in (truth, filters, filters - truth)

@@ -126,7 +126,7 @@ class SteerablePatchesDataModule(MetaDataModule):
     def paths(self) -> list[Path]:
         """The images in ``<root>/steerable``."""
         folder = Path(self.hparams.root) / "steerable"
-        return image_files.picture_paths(folder) if folder.is_dir() else []
+        return image_files.image_paths(folder) if folder.is_dir() else []
 
     @property
     def present(self) -> bool:
@@ -146,7 +146,7 @@ class SteerablePatchesDataModule(MetaDataModule):
         if not self.degrees or not all(0 <= degrees <= 360 for degrees in self.degrees):
             raise InputError(f"data.angles is {self.degrees}: give degrees from 0 to 360, such as [0, 45, 90]")
         if stage == "predict" and h.picture:
-            image = image_files.grey(image_files.read_picture(h.picture))
+            image = image_files.grey(image_files.read_image(h.picture))
         else:
             image = self.sets["test"][0, Segment(0, 0, 1, last=True)][0]
         self.sets["predict"] = ImageAtAngles(image, self.degrees)
@@ -162,7 +162,7 @@ class SteerablePatchesDataModule(MetaDataModule):
             )
         if not self.use_papers_data("three pictures", folder, STAND_IN):
             return grey_photographs()
-        images = [image_files.grey(image_files.read_picture(path)) for path in paths]
+        images = [image_files.grey(image_files.read_image(path)) for path in paths]
         for path, image in zip(paths, images, strict=True):
             if min(image.shape) < SIZE:
                 height, width = image.shape

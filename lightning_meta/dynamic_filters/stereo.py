@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.drawing.sheets import picture_sheet
+from lightning_meta.drawing.sheets import image_sheet
 from lightning_meta.dynamic_filters.frame_scores import squared_error
 from lightning_meta.dynamic_filters.layers import expected_displacement
 from lightning_meta.dynamic_filters.networks import Convolution, FilteredImage, convolutions, decoder, initialise
@@ -236,14 +236,14 @@ class StereoPrediction(Experiment):
     def pictures(self, batch: StereoBatch) -> dict[str, Tensor]:
         """Draw the paper's figure 7 for the first pairs of a batch: uint8 (3, H', W') by name."""
         first = StereoBatch(*(part[:SHOWN] for part in batch[:4]), batch.segment)
-        return {"pairs": picture_sheet(self._draw(first))}
+        return {"pairs": image_sheet(self._draw(first))}
 
     def predict_step(self, batch: StereoBatch, batch_idx: int) -> dict[str, Tensor]:
         """Draw a figure of every pair, by file name."""
         examples = self.trainer.datamodule.examples["predict"]
         numbers = range(batch.segment.problem, len(examples), self.trainer.world_size)
         rows = self._draw(batch)
-        return {f"{examples[i].name}.png": picture_sheet([row], scale=4) for i, row in zip(numbers, rows, strict=False)}
+        return {f"{examples[i].name}.png": image_sheet([row], scale=4) for i, row in zip(numbers, rows, strict=False)}
 
     def _draw(self, batch: StereoBatch) -> list[dict[str, Tensor]]:
         """Return the images (3, H, W) of each pair by name."""

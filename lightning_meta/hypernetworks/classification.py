@@ -1,4 +1,4 @@
-"""Pictures classified by networks whose kernels another network writes (Ha et al. 2016, sections 4.1, 4.2 and A.1)."""
+"""Image classification by networks with generated kernels (Ha et al. 2016, sections 4.1, 4.2 and A.1)."""
 
 import math
 import warnings
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_meta.errors import InputError
-from lightning_meta.hypernetworks.classification_data import Pictures
+from lightning_meta.hypernetworks.classification_data import ImageBatch
 from lightning_meta.hypernetworks.figures import answer_sheet, kernel_grid
 from lightning_meta.hypernetworks.networks import DigitNetwork, FullyConnectedNetwork, WideResNet, l2
 from lightning_meta.running.experiment import Experiment
@@ -18,29 +18,30 @@ from lightning_meta.running.learning_rates import by_step, cosine, piecewise
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean, Values
 
-SHOWN = 100  # pictures of a sheet, at most
+SHOWN = 100  # largest number of images on a sheet
 
 
 class PictureClassification(Experiment):
-    """Trains a network and what writes its kernels, or its plain twin that learns them itself.
+    """Trains an image classifier whose kernels are generated, or its plain twin, which learns them directly.
 
     Args:
         network: ``digits`` (section 4.1), ``wide_resnet`` (4.2) or ``fully_connected`` (A.1).
-        hyper: False trains the plain twin.
-        depth: Of the residual network (paper: 40).
-        width: Of the residual network (paper: 1 and 2).
-        classes: Of the pictures.
-        embedding_size: N_z. None: the paper's, 4 for digits and 64 for the residual network.
-        init: Of the kernels, see ``DigitNetwork`` and ``WideResNet``.
+        hyper: Generate the kernels. False: train the plain twin.
+        depth: Depth of the residual network (paper: 40).
+        width: Width factor of the residual network (paper: 1 and 2).
+        classes: Number of classes.
+        embedding_size: Size N_z of an embedding. None: the paper's, 4 for digits and 64 for the residual network.
+        init: Initialisation of the kernels, see ``DigitNetwork`` and ``WideResNet``.
         optimizer: ``adam``, or ``sgd`` with Nesterov momentum 0.9 (the paper's plain residual networks).
-        lr: Learning rate at first.
-        lr_steps: Later ones as [step, rate], each until the next (paper); [] for none. None: a cosine to zero.
-        l2: Factor of half the kernels' squares, of those that are written and those that are learned alike; embeddings,
-            generator and all else have none (paper: 5e-4 for the residual networks).
+        lr: Initial learning rate.
+        lr_steps: Later learning rates as [step, rate], each valid until the next (paper); [] for none. None: decay to
+            zero along a cosine.
+        l2: Factor of half the sum of the kernels' squares, generated or learned. Embeddings, the generator and all
+            other parameters are not regularised (paper: 5e-4 for the residual networks).
         compile: Compile the network with ``torch.compile``.
 
     Raises:
-        InputError: For a depth or width that there is not, or pictures of another size or of other classes.
+        InputError: If depth or width is not possible, or the data have another image size or number of classes.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class PictureClassification(Experiment):
         super().__init__()
         self.save_hyperparameters()
         if lr_steps and (any(len(pair) != 2 for pair in lr_steps) or lr_steps != sorted(lr_steps)):
-            raise InputError(f"model.lr_steps: {lr_steps} is not a rising list of [step, rate]")
+            raise InputError(f"model.lr_steps is {lr_steps}: give a list of [step, rate] with rising steps")
         options = {"init": init} | ({"embedding_size": embedding_size} if embedding_size else {})
         try:
             if network == "digits":
@@ -91,25 +92,28 @@ class PictureClassification(Experiment):
         h, data = self.hparams, self.trainer.datamodule
         if data.shape != self.network.shape:
             raise InputError(
-                f"model.network: {h.network} reads pictures of {_size(self.network.shape)}, the data are "
+                f"model.network {h.network} needs images of {_size(self.network.shape)}, but the data have "
                 f"{_size(data.shape)}: choose wide_resnet for 3x32x32, digits or fully_connected for 1x28x28"
             )
         if len(data.classes) != h.classes:
-            raise InputError(f"the data have {len(data.classes)} classes: say --model.classes {len(data.classes)}")
+            raise InputError(
+                f"the data have {len(data.classes)} classes, but model.classes is {h.classes}: "
+                f"give --model.classes {len(data.classes)}"
+            )
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (B, classes) in float32 or better, and the kernels that were used."""
+        """Return logits (B, classes) in float32 or better, and the kernels."""
         logits, kernels = self.network(x)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), kernels
 
-    def training_step(self, batch: Pictures, batch_idx: int) -> Tensor:
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         logits, kernels = self(batch.x)
         loss = F.cross_entropy(logits, batch.labels)
         self.log("train/cross_entropy", loss, prog_bar=True)
         self.log("train/error", 100 * (logits.argmax(1) != batch.labels).float().mean())
         return loss + self.hparams.l2 * l2(kernels) if self.hparams.l2 else loss
 
-    def validation_step(self, batch: Pictures, batch_idx: int) -> None:
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         logits, kernels = self(batch.x)
         errors, cross_entropies = _scores(logits, batch.labels)
         self.val_error.update(errors)
@@ -128,7 +132,7 @@ class PictureClassification(Experiment):
         self.linear = weight.to(self.device), bias.to(self.device)
         self.scores = {name: Values().to(self.device) for name in ("model", "linear")}
 
-    def test_step(self, batch: Pictures, batch_idx: int) -> None:
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
         weight, bias = (t.to(batch.x.dtype) for t in self.linear)
         logits = {"model": self(batch.x)[0], "linear": F.linear(batch.x.flatten(1), weight, bias)}
         for name, metric in self.scores.items():
@@ -149,25 +153,25 @@ class PictureClassification(Experiment):
             for name, unit, measure in (("error", "%", "error"), ("cross-entropy", "nats", "cross_entropy"))
         )
 
-    def pictures(self, batch: Pictures) -> dict[str, Tensor]:
-        """Kernels, as the paper's figures 2, 8, 12 and 13 show them, and answers; uint8 (3, H', W')."""
+    def pictures(self, batch: ImageBatch) -> dict[str, Tensor]:
+        """Draw the kernels (the paper's figures 2, 8, 12 and 13) and the answers, uint8 (3, H', W')."""
         logits, kernels = self(batch.x[:SHOWN])
         return self._draw_kernels(kernels) | {"answers": self._draw_answers(batch, logits)}
 
     def _draw_kernels(self, kernels: list[Tensor]) -> dict[str, Tensor]:
         return {name: kernel_grid(kernels[i]) for name, i in self.network.shown.items()}
 
-    def _draw_answers(self, batch: Pictures, logits: Tensor) -> Tensor:
+    def _draw_answers(self, batch: ImageBatch, logits: Tensor) -> Tensor:
         data, logits = self.trainer.datamodule, logits[:SHOWN]
         best, labels = logits.softmax(1).max(1), batch.labels[: len(logits)].tolist()
         answers = [
             f"{data.classes[k]}: {100 * p:.0f} %" for p, k in zip(*(part.tolist() for part in best), strict=True)
         ]
         right = [None if label < 0 else label == k for label, k in zip(labels, best.indices.tolist(), strict=True)]
-        return answer_sheet(data.shown(batch.x[: len(logits)]), answers, right)
+        return answer_sheet(data.unnormalised(batch.x[: len(logits)]), answers, right)
 
-    def predict_step(self, batch: Pictures, batch_idx: int) -> dict[str, Tensor | str]:
-        """A text of the three likeliest classes of each picture, a sheet of the pictures, and the kernels."""
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor | str]:
+        """Return files: the three likeliest classes of each image as text, a sheet of the images, and the kernels."""
         data, first = self.trainer.datamodule, batch.segment.problem
         logits, kernels = self(batch.x)
         top = logits.softmax(1).topk(min(3, logits.shape[1]), 1)
@@ -176,29 +180,29 @@ class PictureClassification(Experiment):
             number = first + i * self.trainer.world_size
             name = data.names[number] if data.names else f"test picture {number}, {data.classes[batch.labels[i]]}"
             lines.append("\t".join([name, *(f"{data.classes[c]} {q:.4f}" for c, q in zip(k, p, strict=True))]))
-        written = {f"{name}.png": picture for name, picture in self._draw_kernels(kernels).items()}
-        written[f"answers_{first:05d}.txt"] = "\n".join([*lines, ""])
-        return written | {f"answers_{first:05d}.png": self._draw_answers(batch, logits)}
+        files = {f"{name}.png": image for name, image in self._draw_kernels(kernels).items()}
+        files[f"answers_{first:05d}.txt"] = "\n".join([*lines, ""])
+        return files | {f"answers_{first:05d}.png": self._draw_answers(batch, logits)}
 
 
 def linear_classifier(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Weights (classes, D) and biases of a logistic regression on inputs (N, D), after 50 steps of L-BFGS."""
+    """Fit a logistic regression to inputs (N, D) with 50 steps of L-BFGS; return weights (classes, D) and biases."""
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that 50 steps are not to the end: they are within a per cent of it
+        warnings.simplefilter("ignore")  # the warning that 50 steps have not converged
         found = LogisticRegression(max_iter=50).fit(x.float().cpu().numpy(), labels.cpu().numpy())
     weight, bias = found.coef_, found.intercept_
-    if len(weight) == 1:  # of two classes there is the second's score alone
+    if len(weight) == 1:  # with two classes there is only the second's score
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
     all_weights, all_biases = torch.zeros(classes, x.shape[1]), torch.full((classes,), -100.0)
-    known = torch.from_numpy(found.classes_).long()  # a class without a training picture is never the answer
+    known = torch.from_numpy(found.classes_).long()  # a class without training images is never the answer
     all_weights[known], all_biases[known] = (torch.from_numpy(part).float() for part in (weight, bias))
     return all_weights, all_biases
 
 
 def _scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each picture the error in % (0 or 100) and the cross-entropy in nats."""
+    """Return the error in % (0 or 100) and the cross-entropy in nats of each image."""
     return 100 * (logits.argmax(1) != labels).float(), F.cross_entropy(logits, labels, reduction="none").float()
 
 

@@ -1,6 +1,6 @@
-"""Pictures to classify: MNIST and CIFAR-10, as Ha et al. (2016, sections 4.1 and 4.2) divide and augment them.
+"""Images to classify: MNIST and CIFAR-10, split and augmented as in Ha et al. (2016, sections 4.1 and 4.2).
 
-Shapes: B pictures of C channels, S x S pixels.
+Letters: B images of C channels and S x S pixels.
 """
 
 from pathlib import Path
@@ -20,38 +20,38 @@ from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import image_files, labelled_images
 from lightning_meta.sources.labelled_images import LabelledImages
 
-TRAIN, VALIDATION_SPLIT = 0, 1  # of random numbers
+TRAIN, VALIDATION_SPLIT = 0, 1  # separate streams of random numbers
 
 
-class Pictures(NamedTuple):
-    """A batch."""
+class ImageBatch(NamedTuple):
+    """A batch of images."""
 
     x: Tensor  # (B, C, S, S), normalised
-    labels: Tensor  # (B,); -1: not known
+    labels: Tensor  # (B,); -1: unknown
     segment: Segment
 
 
-class Drawn(NamedTuple):
-    """A batch as the loader brings it: which pictures, and how they are cropped."""
+class ImageIndices(NamedTuple):
+    """A batch as the loader returns it: the positions of its images, and how to crop them."""
 
     set_name: str
     indices: Tensor  # (B,)
-    crop: Tensor  # (B, 3): rows and columns to leave out of the padded picture, and whether it is mirrored
+    crop: Tensor  # (B, 3): first row and first column of the crop, and 1 if the image is mirrored
     segment: Segment
 
 
-class PictureSet(Dataset[tuple[np.ndarray, Segment]]):
-    """Labelled pictures: in a fixed order, or, for training, in a shuffled one, each cropped in its own way.
+class ImageDataset(Dataset[tuple[np.ndarray, Segment]]):
+    """Labelled images in a fixed order or, for training, shuffled and randomly cropped.
 
-    Training sample `i` is a function of (seed, i): all pictures come once before any comes again.
+    Training sample `i` is a function of (seed, i). Every image comes once before any comes again.
 
     Args:
-        name: What batches carry.
+        name: Name of the set, stored in its batches.
         images: (N, C, S, S), uint8.
         labels: (N,).
-        padding: Pixels that are added on every side before a crop of S x S is taken.
-        flip: Mirror half of the pictures.
-        seed: Of order and crops; None: a fixed order.
+        padding: Pixels added on every side before a random crop of S x S.
+        flip: Mirror half of the images.
+        seed: Seed of order and crops. None: a fixed order, no crops.
     """
 
     def __init__(
@@ -74,33 +74,41 @@ class PictureSet(Dataset[tuple[np.ndarray, Segment]]):
         if self.seed is None:
             return np.array([index, 0, 0, 0]), segment
         random = generator(self.seed, TRAIN, index)
-        picture = shuffled(index, len(self.images), self.seed, TRAIN)
-        return np.array(
-            [picture, *random.integers(2 * self.padding + 1, size=2), random.integers(1 + self.flip)]
-        ), segment
+        image = shuffled(index, len(self.images), self.seed, TRAIN)
+        crop = *random.integers(2 * self.padding + 1, size=2), random.integers(1 + self.flip)
+        return np.array([image, *crop]), segment
 
-    def collate(self, samples: list[tuple[np.ndarray, Segment]]) -> Drawn:
-        """Joins samples of one segment."""
+    def collate(self, samples: list[tuple[np.ndarray, Segment]]) -> ImageIndices:
+        """Join samples of one segment."""
         numbers = torch.from_numpy(np.stack([numbers for numbers, _ in samples]))
-        return Drawn(self.name, numbers[:, 0], numbers[:, 1:], samples[0][1])
+        return ImageIndices(self.name, numbers[:, 0], numbers[:, 1:], samples[0][1])
 
-    def pictures(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
-        """Pictures (B, C, S, S), uint8, and labels, on the device where ``drawn`` is; they stay there."""
-        device = drawn.indices.device
+    def load(self, batch: ImageIndices) -> tuple[Tensor, Tensor]:
+        """Return the images (B, C, S, S), uint8, and labels of a batch, on its device; the whole set moves there."""
+        device = batch.indices.device
         self.images, self.labels = self.images.to(device), self.labels.to(device)
-        images = self.images[drawn.indices]
+        images = self.images[batch.indices]
         if self.padding or self.flip:
-            images = crop(F.pad(images, [self.padding] * 4), images.shape[-1], drawn.crop)
-        return images, self.labels[drawn.indices]
+            images = crop(F.pad(images, [self.padding] * 4), images.shape[-1], batch.crop)
+        return images, self.labels[batch.indices]
 
 
 def crop(padded: Tensor, size: int, how: Tensor) -> Tensor:
-    """Cuts pictures (B, C, S, S) out of larger ones.
+    """Crop images, each at its own position, and mirror some.
 
     Args:
         padded: (B, C, S', S').
         size: S.
-        how: (B, 3): the first row, the first column, and 1 where the picture is mirrored.
+        how: (B, 3): first row, first column, and 1 if the image is mirrored.
+
+    Returns:
+        (B, C, S, S).
+
+    >>> import torch
+    >>> image = torch.arange(9.0).view(1, 1, 3, 3)
+    >>> crop(image, 2, torch.tensor([[1, 0, 1]]))
+    tensor([[[[4., 3.],
+              [7., 6.]]]])
     """
     rows, columns, flip = how.unsqueeze(-1).unbind(1)  # (B, 1) each
     steps = torch.arange(size, device=how.device)
@@ -110,35 +118,34 @@ def crop(padded: Tensor, size: int, how: Tensor) -> Tensor:
 
 
 class ClassificationDataModule(LabelledImageDataModule):
-    """What both data sets share.
+    """Base class of both data sets.
 
-    A twelfth or a tenth of the training pictures (5,000 at most, drawn at random, the same for every seed) is for
-    validation.
+    A tenth of the training images (5,000 at most, chosen at random, the same for every seed) is used for validation.
 
     Args:
         root: Folder with the data set.
-        source: ``paper`` insists on the paper's data set, ``stand-in`` on what needs no download; ``auto`` takes the
-            paper's where it lies or can be downloaded, else the stand-in.
-        download: Whether to fetch it into ``root`` where it is missing.
-        pictures: A folder or archive of the user's own in its place: one folder of pictures a class, or these below
-            ``train`` and ``test``.
-        images: What ``predict`` classifies: a picture or a folder of pictures. None: test pictures.
-        augment: Crop (and mirror, where it can be) training pictures at random.
-        batch_size: Pictures a process and step.
-        train_pictures: Of the training pictures take so many. None: all.
-        val_pictures: To validate on. None: all that there are.
-        test_pictures: To test on. None: all.
-        predict_pictures: Test pictures that ``predict`` shows where there are no ``images``.
-        num_workers: Processes that draw pictures; 0 draws them in the training process.
-        seed: Of order and crops in training.
+        source: ``paper`` requires the paper's data set; ``stand-in`` uses data that need no download; ``auto`` uses the
+            paper's if it is in ``root`` or can be downloaded, otherwise the stand-in.
+        download: Download the data set into ``root`` if it is missing.
+        pictures: Your own images instead of the data set: a folder or an archive with a folder of images per class,
+            directly or below ``train`` and ``test``.
+        images: An image or a folder of images that ``predict`` classifies. None: test images.
+        augment: Crop training images at random, and mirror them if the data set allows it.
+        batch_size: Images per process and step.
+        train_pictures: Number of images to train on. None: all.
+        val_pictures: Number of images to validate on. None: all that are held out.
+        test_pictures: Number of images to test on. None: all.
+        predict_pictures: Number of test images that ``predict`` classifies if ``images`` is not set.
+        num_workers: Processes that choose images and crops; 0 does it in the training process.
+        seed: Seed of the training order and crops.
 
     Raises:
-        InputError: Where files are missing or damaged, or there are not so many pictures.
+        InputError: If files are missing or damaged, or there are fewer images than asked for.
     """
 
-    shape: ClassVar[tuple[int, int, int]]
+    shape: ClassVar[tuple[int, int, int]]  # C, S, S
     padding: ClassVar[int]  # on every side, before the random crop
-    flip: ClassVar[bool]
+    flip: ClassVar[bool]  # whether images may be mirrored
     mean: ClassVar[tuple[float, ...]]  # of each channel, 0 to 1
     std: ClassVar[tuple[float, ...]]
 
@@ -173,39 +180,39 @@ class ClassificationDataModule(LabelledImageDataModule):
         counts["test"] = h.test_pictures, len(test_images)
         for name, (wanted, there) in counts.items():
             if wanted is not None and not 1 <= wanted <= there:
-                raise InputError(f"data.{name}_pictures: {wanted} of {there} pictures: choose 1 to {there}")
+                raise InputError(f"data.{name}_pictures is {wanted}, but there are {there} images: choose 1 to {there}")
         val, train = order[:held_out][: h.val_pictures], order[held_out:][: h.train_pictures]
         padding = self.padding if h.augment else 0
         self.sets = {
-            "train": PictureSet("train", images[train], labels[train], padding, h.augment and self.flip, h.seed),
-            "val": PictureSet("val", images[val], labels[val]),
-            "test": PictureSet("test", test_images[: h.test_pictures], test_labels[: h.test_pictures]),
+            "train": ImageDataset("train", images[train], labels[train], padding, h.augment and self.flip, h.seed),
+            "val": ImageDataset("val", images[val], labels[val]),
+            "test": ImageDataset("test", test_images[: h.test_pictures], test_labels[: h.test_pictures]),
         }
-        self.counts = {name: len(pictures) for name, pictures in self.sets.items()}
+        self.counts = {name: len(images) for name, images in self.sets.items()}
         self.names: list[str] | None = None
         if stage == "predict" and h.images:
             self.sets["predict"], self.names = self._own_images(Path(h.images))
             self.counts["predict"] = len(self.names)
         self.test_name = "test pictures"
 
-    def _own_images(self, path: Path) -> tuple[PictureSet, list[str]]:
-        paths = image_files.picture_paths(path) if path.is_dir() else [path]
-        images = torch.stack([self.fit(image_files.read_picture(p)) for p in paths])
-        return PictureSet("predict", images, torch.full((len(paths),), -1)), [p.name for p in paths]
+    def _own_images(self, path: Path) -> tuple[ImageDataset, list[str]]:
+        paths = image_files.image_paths(path) if path.is_dir() else [path]
+        images = torch.stack([self.fit(image_files.read_image(p)) for p in paths])
+        return ImageDataset("predict", images, torch.full((len(paths),), -1)), [p.name for p in paths]
 
-    def fit(self, picture: Tensor) -> Tensor:
-        """A user's picture (3, H, W), uint8, at the size and in the channels of the data set."""
-        picture = F.interpolate(picture[None].float(), self.shape[1:], mode="bilinear", antialias=True)[0]
-        picture = picture if self.shape[0] == 3 else picture.mean(0, keepdim=True)
-        return picture.round().to(torch.uint8)
+    def fit(self, image: Tensor) -> Tensor:
+        """Convert a user's image (3, H, W), uint8, to the data set's size and channels."""
+        image = F.interpolate(image[None].float(), self.shape[1:], mode="bilinear", antialias=True)[0]
+        image = image if self.shape[0] == 3 else image.mean(0, keepdim=True)
+        return image.round().to(torch.uint8)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """The network's input for pictures (B, C, S, S), uint8."""
+        """Normalise images (B, C, S, S), uint8, for the network."""
         mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
         return (images / 255).sub_(mean).div_(std)
 
-    def shown(self, x: Tensor) -> Tensor:
-        """Pictures from 0 to 1 again."""
+    def unnormalised(self, x: Tensor) -> Tensor:
+        """Return normalised images to the range 0 to 1."""
         mean, std = (torch.tensor(values, device=x.device)[:, None, None] for values in (self.mean, self.std))
         return x.float() * std + mean
 
@@ -217,19 +224,19 @@ class ClassificationDataModule(LabelledImageDataModule):
             return super().predict_dataloader()
         return self.evaluation_loader("test", min(self.hparams.predict_pictures, self.counts["test"]))
 
-    def on_after_batch_transfer(self, batch: Drawn, dataloader_idx: int) -> Pictures:
-        images, labels = self.sets[batch.set_name].pictures(batch)
-        batch = Pictures(self.normalised(images), labels, batch.segment)
-        return self.trainer.precision_plugin.convert_input(batch)  # Lightning's turn was before there were pictures
+    def on_after_batch_transfer(self, batch: ImageIndices, dataloader_idx: int) -> ImageBatch:
+        images, labels = self.sets[batch.set_name].load(batch)
+        batch = ImageBatch(self.normalised(images), labels, batch.segment)
+        return self.trainer.precision_plugin.convert_input(batch)  # Lightning has converted only the indices
 
 
 class MNISTDataModule(ClassificationDataModule):
-    """Section 4.1: MNIST, or the user's own pictures in grey; padded to 30x30 and cropped to 28x28 in training.
+    """MNIST (section 4.1), or your own images in grey; padded to 30x30 and cropped to 28x28 in training.
 
-    Pictures for ``predict`` are like the data set's, light ink on dark paper; dark ink on light paper is turned.
+    MNIST has light ink on a dark background; ``predict`` inverts images with a light border.
 
     Args:
-        options: Of ``ClassificationData``.
+        options: See ``ClassificationDataModule``.
     """
 
     dataset = labelled_images.MNIST
@@ -240,19 +247,19 @@ class MNISTDataModule(ClassificationDataModule):
         super().__init__(**options)
         self.save_hyperparameters()
 
-    def fit(self, picture: Tensor) -> Tensor:
-        picture = super().fit(picture)
-        rim = torch.cat([picture[:, 0], picture[:, -1], picture[:, :, 0], picture[:, :, -1]], 1)
-        return picture if self.hparams.pictures or rim.float().mean() < 128 else 255 - picture
+    def fit(self, image: Tensor) -> Tensor:
+        image = super().fit(image)
+        border = torch.cat([image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]], 1)
+        return image if self.hparams.pictures or border.float().mean() < 128 else 255 - image
 
 
 class CIFAR10DataModule(ClassificationDataModule):
-    """Section 4.2: CIFAR-10, or the user's own pictures; padded to 36x36, cropped to 32x32 and mirrored in training.
+    """CIFAR-10 (section 4.2), or your own images; padded to 36x36, cropped to 32x32 and mirrored in training.
 
-    The paper does not say: channels are normalised to CIFAR-10's mean 0 and variance 1.
+    The paper does not say: channels are normalised with CIFAR-10's mean and standard deviation.
 
     Args:
-        options: Of ``ClassificationData``.
+        options: See ``ClassificationDataModule``.
     """
 
     dataset = labelled_images.CIFAR10

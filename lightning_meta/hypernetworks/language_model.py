@@ -1,6 +1,6 @@
-"""Language models on symbols: characters of Penn Treebank, bytes of Wikipedia (Ha et al. 2016, sections 4.3 and 4.4).
+"""Language models on characters of Penn Treebank or bytes of Wikipedia (Ha et al. 2016, sections 4.3 and 4.4).
 
-Letters: B readers, T steps, V symbols that the model knows, Y = 4 gates in the order i, f, g, o.
+Letters: B readers, T steps, V symbols in the vocabulary, Y = 4 gates in the order i, f, g, o.
 """
 
 import math
@@ -13,8 +13,8 @@ from torch.func import functional_call
 
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.layers import HyperLSTM
-from lightning_meta.hypernetworks.recurrent import Network, recurrent_network, weight_changes, written_scales
-from lightning_meta.hypernetworks.text_data import Lines, Prompt
+from lightning_meta.hypernetworks.recurrent import Network, generated_scales, recurrent_network, weight_changes
+from lightning_meta.hypernetworks.text_data import Prompt, TextBatch
 from lightning_meta.hypernetworks.trace_figures import annotated_text, histogram
 from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, constant, cosine
@@ -28,14 +28,20 @@ NO_SYMBOL = torch.iinfo(torch.int64).max
 
 
 class SymbolPredictor(nn.Module):
-    """One-hot symbols, a recurrent network, and a linear layer to the next symbol's logits.
+    """Predicts the next symbol: one-hot inputs, a recurrent network and a linear layer.
 
     Args:
         symbols: V.
-        dropout: Of the one-hot input, of the output, and between layers; a dropped input is a dropped symbol.
-        network: See ``recurrent_network``.
-        hidden_size: Of each layer.
-        options: Of ``recurrent_network``.
+        dropout: Dropout probability of input symbols, of outputs, and between layers.
+        network: ``lstm`` or ``hyper_lstm``.
+        hidden_size: Units of each layer.
+        options: See ``recurrent_network``.
+
+    >>> import torch
+    >>> predictor = SymbolPredictor(10, 0.0, "lstm", 8, layer_norm=True)
+    >>> logits, (h, c) = predictor(torch.randint(10, (5, 3)))
+    >>> logits.shape
+    torch.Size([5, 3, 10])
     """
 
     def __init__(self, symbols: int, dropout: float, network: Network, hidden_size: int, **options):
@@ -45,44 +51,49 @@ class SymbolPredictor(nn.Module):
         self.output = nn.Linear(hidden_size, symbols)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Logits (T, B, V) of what follows upon x (T, B), and the state after it."""
+        """Return logits (T, B, V) of the symbol after each of x (T, B), and the last state."""
         one_hot = F.one_hot(x, self.symbols).to(self.output.weight.dtype)
         h, state = self.recurrent(F.dropout(one_hot, self.dropout, self.training), state)
         return self.output(F.dropout(h, self.dropout, self.training)), state
 
 
 class Trace(NamedTuple):
-    """A text of n symbols, and what a model did along it."""
+    """A text of n symbols, and what the model computed at each."""
 
-    symbols: list[int]  # n: code points or bytes
-    bits: list[float | None]  # n: of each symbol; None: not predicted
+    symbols: list[int]  # n code points or bytes
+    bits: list[float | None]  # n: cost of each symbol; None: not predicted
     cells: Tensor  # (n, H): tanh(c) of the last layer
-    changes: Tensor | None  # (n, Y): by how much its weights W_h changed; None: they are fixed
+    changes: Tensor | None  # (n, Y): change of the last layer's weights W_h; None: they are fixed
 
 
 class LanguageModel(Experiment):
-    """Trains a recurrent network to predict the next symbol of a text, on and on.
+    """Trains a recurrent network to predict the next symbol of a text.
 
-    The symbols that it knows are those of the text that it is first trained on; they are part of its checkpoints.
+    The vocabulary is that of the first training text. It is stored in checkpoints.
 
     Args:
-        symbols: V, at least as many as the text has different ones (paper: 50 on Penn Treebank, 205 on enwik8).
+        symbols: Size of the vocabulary: at least the text's number of different symbols (paper: 50 on Penn Treebank,
+            205 on enwik8).
         network: ``lstm`` or ``hyper_lstm``.
-        hidden_size: Units of a layer.
-        num_layers: Layers.
-        layer_norm: Layer norm in all cells, the small ones too.
+        hidden_size: Units of each layer.
+        num_layers: Number of stacked layers.
+        layer_norm: Use layer norm in all cells, including a HyperLSTM's small LSTM.
         hyper_size: Units of a HyperLSTM's small LSTM.
-        embedding_size: Numbers of each of its embeddings.
-        init: Its start, ``paper`` or ``broken-symmetry``.
-        dropout: Of input and output, and between layers (paper: 0.1 for one layer on Penn Treebank).
-        recurrent_dropout: Of what enters a cell (paper: the same).
-        hyper_recurrent_dropout: The same in the small LSTM (paper: 0.15 for 2,048 units on enwik8 alone).
+        embedding_size: Size of each embedding z of a HyperLSTM.
+        init: Initialisation of a HyperLSTM, ``paper`` or ``broken-symmetry``.
+        dropout: Dropout probability of input symbols, of outputs, and between layers (paper: 0.1 for one layer on Penn
+            Treebank).
+        recurrent_dropout: Dropout probability of a cell's tanh(g) (paper: the same).
+        hyper_recurrent_dropout: The same in the small LSTM (paper: 0.15, only for 2,048 units on enwik8).
         lr: Adam's learning rate.
-        lr_decay: Whether it falls to zero along a cosine (paper: no).
-        dynamic_evaluation: Test a copy too that learns from each segment once it has been scored on it (Graves 2013;
-            the paper does not), by gradient descent with this learning rate. None: no such test.
-        sample_length: Symbols that ``predict`` writes.
-        temperature: Of the soft-max that it draws them from.
+        lr_decay: Decay the learning rate to zero along a cosine (paper: no).
+        dynamic_evaluation: Also test a copy that learns from each segment after it has been scored on it (Graves 2013;
+            not in the paper), by gradient descent with this learning rate. None: no such test.
+        sample_length: Number of symbols that ``predict`` generates.
+        temperature: Temperature of the softmax that symbols are sampled from.
+
+    Raises:
+        InputError: If an option is out of range.
     """
 
     def __init__(
@@ -136,7 +147,7 @@ class LanguageModel(Experiment):
         if self.vocabulary[0] == NO_SYMBOL:
             if len(found) > len(self.vocabulary):
                 raise InputError(
-                    f"{self.trainer.datamodule.data_name} has {len(found)} different symbols, more than model.symbols, "
+                    f"{self.trainer.datamodule.data_name} has {len(found)} different symbols, but model.symbols is "
                     f"{len(self.vocabulary)}: give --model.symbols {len(found)}"
                 )
             self.vocabulary[: len(found)] = found.to(self.device)
@@ -153,18 +164,24 @@ class LanguageModel(Experiment):
         if unknown:
             names = ", ".join(repr(self.trainer.datamodule.decode([symbol])) for symbol in unknown[:10])
             raise InputError(
-                f"the model was trained without {len(unknown)} of the text's symbols: {names}"
-                f"{', ...' if len(unknown) > 10 else ''}; leave them out or train on a text that has them"
+                f"the model does not know {len(unknown)} of the text's symbols: {names}"
+                f"{', ...' if len(unknown) > 10 else ''}; remove them or train on a text that has them"
             )
 
     def encode(self, symbols: Tensor) -> Tensor:
-        """Numbers 0 <= k < V for code points or bytes of the vocabulary."""
+        """Convert code points or bytes of the vocabulary to indices from 0 to V - 1."""
         return torch.searchsorted(self.vocabulary, symbols)
 
     def score(
-        self, batch: Lines, state: State | None, weights: dict[str, Tensor] | None = None
+        self, batch: TextBatch, state: State | None, weights: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, State]:
-        """The mean cross-entropy in bits of the scored symbols, and the next state; with ``weights`` if given."""
+        """Return the mean cross-entropy of the scored symbols in bits, and the next state.
+
+        Args:
+            batch: B readers and T steps.
+            state: State before the batch. None: the initial state.
+            weights: Parameters to use instead of the predictor's own, by name.
+        """
         x = self.encode(batch.symbols).t()
         logits, state = functional_call(self.predictor, weights or {}, (x[:-1], state))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -172,16 +189,16 @@ class LanguageModel(Experiment):
         scored = batch.scored.t().flatten()
         return (losses * scored).sum() / scored.sum().clamp(min=1), state
 
-    def training_step(self, batch: Lines, batch_idx: int) -> Tensor:
+    def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         bits, self.carry = self.score(batch, self.carry)
         self.log("train/bits", bits, prog_bar=True, batch_size=len(batch.symbols))
         return bits * math.log(2)
 
-    def validation_step(self, batch: Lines, batch_idx: int) -> None:
+    def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
         bits, self.state = self.score(batch, None if batch_idx == 0 else self.state)
         self._log_bits("val", bits, batch)
 
-    def _log_bits(self, name: str, bits: Tensor, batch: Lines) -> None:
+    def _log_bits(self, name: str, bits: Tensor, batch: TextBatch) -> None:
         self.bits[name].update(bits, weight=batch.scored.sum())
         self.log(f"{name}/bits", self.bits[name], prog_bar=name == "val", batch_size=len(batch.symbols))
 
@@ -200,7 +217,7 @@ class LanguageModel(Experiment):
             self.further_measures = [Measure("cross-entropy, dynamic evaluation", unit, "dynamic/bits", names)]
             self.weights = {name: weight.detach().clone() for name, weight in self.predictor.named_parameters()}
 
-    def test_step(self, batch: Lines, batch_idx: int) -> None:
+    def test_step(self, batch: TextBatch, batch_idx: int) -> None:
         bits, self.state = self.score(batch, None if batch_idx == 0 else self.state)
         self._log_bits("test", bits, batch)
         for name, value in self.trivial.items():
@@ -208,15 +225,17 @@ class LanguageModel(Experiment):
         if self.hparams.dynamic_evaluation is not None:
             self.learning_state = self._learn(batch, None if batch_idx == 0 else self.learning_state)
 
-    def _learn(self, batch: Lines, state: State | None) -> State:
-        """Scores ``self.weights`` on the batch, then lets them make a step of gradient descent on it."""
+    def _learn(self, batch: TextBatch, state: State | None) -> State:
+        """Score ``self.weights`` on the batch, then update them by a step of gradient descent on it."""
         with torch.enable_grad():
             weights = {name: weight.requires_grad_() for name, weight in self.weights.items()}
             bits, state = self.score(batch, state, weights)
             gradients = torch.autograd.grad(bits * math.log(2), list(weights.values()))
         self._log_bits("dynamic", bits, batch)
         count = batch.scored.sum()
-        total = self.trainer.strategy.reduce(count.clone(), reduce_op="sum")  # over all processes: they learn alike
+        total = self.trainer.strategy.reduce(
+            count.clone(), reduce_op="sum"
+        )  # over all processes, so that all make the same update
         self.weights = {
             name: weight.detach() - self.hparams.dynamic_evaluation * self._sum(gradient * count) / total.clamp(min=1)
             for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
@@ -226,13 +245,16 @@ class LanguageModel(Experiment):
     def _sum(self, x: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(x, reduce_op="sum")
 
-    def write(self, prompt: Tensor, length: int, random: torch.Generator | None = None) -> Trace:
-        """Reads a prompt (n,) and writes so many symbols after it, with what happens on the way.
+    def generate(self, prompt: Tensor, length: int, random: torch.Generator | None = None) -> Trace:
+        """Read a prompt and generate symbols that follow it.
 
         Args:
-            prompt: Code points or bytes.
-            length: 0 reads alone.
-            random: What symbols are drawn with, on the CPU.
+            prompt: Code points or bytes, (n,).
+            length: Number of symbols to generate; 0 only reads the prompt.
+            random: Generator on the CPU that symbols are sampled with.
+
+        Returns:
+            The n + length symbols and what the model computed at each.
         """
         recurrent, known = self.predictor.recurrent, int((self.vocabulary != NO_SYMBOL).sum())
         numbers, bits, cells, scales, state = self.encode(prompt).tolist(), [None], [], [], None
@@ -246,28 +268,28 @@ class LanguageModel(Experiment):
                 bits.append(-logits.log_softmax(0)[numbers[t + 1]].item() / math.log(2))
             cells.append(torch.tanh(state[1][-1, 0, : recurrent.hidden_size]))
             if isinstance(recurrent, HyperLSTM):
-                scales.append(written_scales(recurrent, state))
+                scales.append(generated_scales(recurrent, state))
         n = len(prompt) + length
         changes = weight_changes(recurrent, torch.stack(scales)) if scales else None
         symbols = self.vocabulary[torch.tensor(numbers[:n], device=self.device)].tolist()
         return Trace(symbols, bits[:n], torch.stack(cells).float().cpu(), changes)
 
-    def pictures(self, batch: Lines) -> dict[str, Tensor]:
-        """The paper's figures 4 and 5 along the first reader's segment, uint8 (3, H', W')."""
-        return self._draw(self.write(batch.symbols[0], 0), len(batch.symbols[0]))
+    def pictures(self, batch: TextBatch) -> dict[str, Tensor]:
+        """Draw the paper's figures 4 and 5 for the first reader's segment, uint8 (3, H', W')."""
+        return self._draw(self.generate(batch.symbols[0], 0), len(batch.symbols[0]))
 
     def predict_step(self, batch: Prompt, batch_idx: int) -> dict[str, Tensor | str]:
-        """The prompt gone on with, and the same figures along it, by file name."""
+        """Return files: the prompt and its continuation, and the same figures for it."""
         seed = seed_of(self.trainer.datamodule.hparams.seed)
         random = torch.Generator().manual_seed(seed)
-        trace = self.write(batch.symbols, self.hparams.sample_length, random)
-        pictures = self._draw(trace, len(batch.symbols))
+        trace = self.generate(batch.symbols, self.hparams.sample_length, random)
+        images = self._draw(trace, len(batch.symbols))
         text = self.trainer.datamodule.decode(trace.symbols)
-        return {"text.txt": f"{text}\n"} | {f"{name}.png": picture for name, picture in pictures.items()}
+        return {"text.txt": f"{text}\n"} | {f"{name}.png": image for name, image in images.items()}
 
     def _draw(self, trace: Trace, given: int) -> dict[str, Tensor]:
-        letters = [self.trainer.datamodule.decode([symbol]) for symbol in trace.symbols]
+        characters = [self.trainer.datamodule.decode([symbol]) for symbol in trace.symbols]
         return {
-            "text": annotated_text(letters, trace.bits, trace.changes, given),
+            "text": annotated_text(characters, trace.bits, trace.changes, given),
             "cells": histogram(trace.cells.flatten()),
         }

@@ -1,15 +1,15 @@
-r"""The layers of Ha, Dai and Le 2016, "HyperNetworks": networks whose weights another, smaller network writes.
+r"""Layers of Ha, Dai and Le 2016, "HyperNetworks": a smaller network generates the weights of a larger one.
 
-Static (section 3.1): convolutions whose kernels come from small learned embeddings. Dynamic (section 3.2): recurrent
-layers whose weights a smaller recurrent network rescales at every step.
+Static (section 3.1): convolutions whose kernels are generated from small learned embeddings. Dynamic (section 3.2):
+recurrent layers whose weights a smaller recurrent network rescales at every step.
 
 Letters: B samples, T steps, I inputs, H hidden units, S units of the small network (``hyper_size``), Z numbers of an
-embedding (``embedding_size``), Y gates: 4 of an LSTM in torch's order (input, forget, cell, output), 1 of an RNN.
-N is the number of rows of a packed sequence: T * B where all are of one length.
+embedding (``embedding_size``), Y gates: 4 in an LSTM, in PyTorch's order (input, forget, cell, output), 1 in an RNN.
+N is the number of rows of a packed sequence: T * B if all sequences have T steps.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lightning_meta.hypernetworks.ops.hyper_lstm import hyper_lstm
+from lightning_meta.hypernetworks.ops.hyper_lstm import EPSILON, hyper_lstm
+from lightning_meta.nn.transforms import is_transformed
 
-_STARTS = ("paper", "broken-symmetry")
+_INITS = ("paper", "broken-symmetry")
 
 
 class _HyperCell(nn.Module):
-    """The weights of a cell and of the small network that rescales them; their start (section A.2.3)."""
+    """Weights of a cell and of the small network that rescales them, and their initial values (section A.2.3)."""
 
     gates: int  # Y
 
@@ -31,13 +32,12 @@ class _HyperCell(nn.Module):
         self, input_size: int, hidden_size: int, hyper_size: int = 128, embedding_size: int = 4, init: str = "paper"
     ):
         super().__init__()
-        for name, size in (("input", input_size), ("hidden", hidden_size), ("hyper", hyper_size)):
+        sizes = {"input": input_size, "hidden": hidden_size, "hyper": hyper_size, "embedding": embedding_size}
+        for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"expected {name}_size of at least 1, got {size}: choose a positive number")
-        if embedding_size < 1:
-            raise ValueError(f"expected embedding_size of at least 1, got {embedding_size}: choose a positive number")
-        if init not in _STARTS:
-            raise ValueError(f"expected init of {' or '.join(_STARTS)}, got {init!r}: choose one of these")
+        if init not in _INITS:
+            raise ValueError(f"expected init of {' or '.join(_INITS)}, got {init!r}: choose one of these")
         self.input_size, self.hidden_size = input_size, hidden_size
         self.hyper_size, self.embedding_size, self.init = hyper_size, embedding_size, init
         Y, H, S, Z = self.gates, hidden_size, hyper_size, embedding_size
@@ -54,7 +54,7 @@ class _HyperCell(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Starts anew."""
+        """Initialise all weights anew."""
         for weight in (self.weight_ih, self.weight_hh, self.hyper_weight_ih, self.hyper_weight_hh):
             for gate in weight.chunk(self.gates):
                 nn.init.orthogonal_(gate)
@@ -70,22 +70,24 @@ class _HyperCell(nn.Module):
             scale += noise - noise.mean(-1, keepdim=True)
         nn.init.zeros_(self.scale_weight[2])
 
-    def scales(self, h: Tensor) -> Tensor:
-        """What the small network writes: d_h, d_x and b of each gate.
+    def scales(self, hyper_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute what the small network generates: the scales d_h and d_x and the bias b of each gate.
 
         Args:
-            h: State (..., H + S), of which the small network's S are read.
+            hyper_h: Output of the small network, (..., S).
 
         Returns:
-            (..., 3, Y, H).
+            d_h, d_x and b, each (..., Y, H).
         """
-        z = torch.einsum("kyzs,...s->...kyz", self.embed_weight, h[..., self.hidden_size :])
-        z = z + F.pad(self.embed_bias, (0, 0, 0, 0, 0, 1))
-        d = torch.einsum("kyhz,...kyz->...kyh", self.scale_weight, z)
-        return d + F.pad(self.bias.view(1, -1, self.hidden_size), (0, 0, 0, 0, 2, 0))
+        z_h, z_x, z_b = torch.einsum("kyzs,...s->k...yz", self.embed_weight, hyper_h)
+        z_h, z_x = z_h + self.embed_bias[0], z_x + self.embed_bias[1]
+        d_h = torch.einsum("yhz,...yz->...yh", self.scale_weight[0], z_h)
+        d_x = torch.einsum("yhz,...yz->...yh", self.scale_weight[1], z_x)
+        b = torch.einsum("yhz,...yz->...yh", self.scale_weight[2], z_b)
+        return d_h, d_x, b + self.bias.view(self.gates, self.hidden_size)
 
     def start(self, batch: int) -> Tensor:
-        """The state before the first step: zeros (B, H + S)."""
+        """Return the state before the first step: zeros (B, H + S)."""
         return self.bias.new_zeros(batch, self.state_size)
 
     @property
@@ -100,54 +102,68 @@ class _HyperCell(nn.Module):
         )
 
     def _project(self, x: Tensor) -> Tensor:
-        """Both networks' products with x (N, I), in one: W_x x and What_x x, (N, YH + YS)."""
+        """Multiply x (N, I) by the input weights of both networks, W_x and What_x, at once: (N, YH + YS)."""
         return F.linear(x, torch.cat([self.weight_ih, self.hyper_weight_ih[:, self.hidden_size :]]))
 
     def _weight_h(self) -> Tensor:
-        """What both networks multiply h by, (YH + YS, H)."""
+        """Join the matrices that h is multiplied by in both networks, (YH + YS, H)."""
         return torch.cat([self.weight_hh, self.hyper_weight_ih[:, : self.hidden_size]])
 
 
 class HyperLSTMCell(_HyperCell):
-    r"""LSTM cell whose weights' rows are rescaled at every step by a smaller LSTM (Ha et al. 2016, sections 3.2, A.2).
+    r"""LSTM cell in which a smaller LSTM rescales the rows of all weights at every step (Ha et al. 2016, 3.2 and A.2).
 
-    For each gate y in i, f, g, o, hats for the small LSTM:
+    For each gate y in i, f, g, o, with hats for the small LSTM:
 
     .. math::
-        \hat x &= (h_{t-1}, x_t) \\
-        \hat y &= LN(\hat W_h^y \hat h_{t-1} + \hat W_x^y \hat x + \hat b^y) \\
-        \hat c_t &= \sigma(\hat f) \hat c_{t-1} + \sigma(\hat i) \tanh(\hat g), \quad
+        \hat x_t &= (h_{t-1}, x_t) \\
+        \hat y &= LN(\hat W_h^y \hat h_{t-1} + \hat W_x^y \hat x_t + \hat b^y) \\
+        \hat c_t &= \sigma(\hat f) \hat c_{t-1} + \sigma(\hat i) \mathrm{Dropout}(\tanh(\hat g)), \quad
         \hat h_t = \sigma(\hat o) \tanh(LN(\hat c_t)) \\
         z_h^y &= W_{hh}^y \hat h_t + b_{hh}^y, \quad z_x^y = W_{hx}^y \hat h_t + b_{hx}^y, \quad
         z_b^y = W_{hb}^y \hat h_t \\
-        y &= LN(W_{hz}^y z_h^y \odot W_h^y h_{t-1} + W_{xz}^y z_x^y \odot W_x^y x_t + W_{bz}^y z_b^y + b_0^y) \\
+        d_h^y &= W_{hz}^y z_h^y, \quad d_x^y = W_{xz}^y z_x^y, \quad b^y = W_{bz}^y z_b^y + b_0^y \\
+        y &= LN(d_h^y \odot W_h^y h_{t-1} + d_x^y \odot W_x^y x_t + b^y) \\
         c_t &= \sigma(f) c_{t-1} + \sigma(i) \mathrm{Dropout}(\tanh(g)), \quad h_t = \sigma(o) \tanh(LN(c_t))
 
-    The state is torch's pair (h, c), each (B, H + S): the small LSTM's part follows the main one's. Both forget gates
-    get 1 more, after their layer norm (the authors' code).
+    ``step`` computes them one by one. ``sequence`` gives the same numbers faster; its custom operator
+    computes first derivatives only. Under torch.func transforms and forward-mode automatic differentiation the cell
+    therefore uses ``step``.
 
-    Differs from the paper: z reads the small LSTM's new output, as the text and the authors' code have it;
-    ``embed_previous`` reads the one before, as the equations are printed. Gradients are worked out by hand, once: they
-    cannot be differentiated again.
+    The state is a pair (h, c), as in PyTorch; each is (B, H + S), the main LSTM's H numbers first. Both forget gates
+    get 1 added after layer norm (the authors' code).
+
+    Differs from the paper: z is computed from the small LSTM's new output, as in the text and in the authors' code.
+    With ``embed_previous`` it is computed from the previous output, as in the printed equations.
 
     Args:
         input_size: I.
         hidden_size: H.
         hyper_size: S.
-        embedding_size: Z, of each of the 12 embeddings.
-        layer_norm: Whether LN normalises, in both networks, or does nothing.
-        recurrent_dropout: Probability that a unit's tanh(g) is dropped at a step, in training.
-        hyper_recurrent_dropout: The same in the small LSTM (the paper's largest model).
-        init: ``"paper"``, under which all Z components of an embedding stay equal for ever, or ``"broken-symmetry"``:
-            with noise between them, and d_h, d_x the same 0.1.
-        embed_previous: Whether z reads the small LSTM's output of the step before.
+        embedding_size: Z, the size of each of the 12 embeddings.
+        layer_norm: Use layer norm (LN) in both networks. Otherwise LN is the identity.
+        recurrent_dropout: Probability that tanh(g) of a unit is dropped at a step, in training.
+        hyper_recurrent_dropout: The same in the small LSTM (used by the paper's largest model).
+        init: ``"paper"``, with which all Z components of an embedding stay equal throughout training, or
+            ``"broken-symmetry"``, which adds noise between them and leaves the initial d_h and d_x at 0.1.
+        embed_previous: Compute z from the small LSTM's previous output.
+        eager: Always use ``step``, so that gradients can be differentiated again (``create_graph=True``).
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    >>> import torch
+    >>> cell = HyperLSTMCell(5, 8, hyper_size=4)
+    >>> h, c = cell(torch.randn(3, 5))
+    >>> h.shape, c.shape
+    (torch.Size([3, 12]), torch.Size([3, 12]))
     """
 
     gates = 4
-    norm_weight: nn.Parameter
-    norm_bias: nn.Parameter
-    hyper_norm_weight: nn.Parameter
-    hyper_norm_bias: nn.Parameter
+    norm_weight: Any  # nn.Parameter, or None without layer norm; so are the other three
+    norm_bias: Any
+    hyper_norm_weight: Any
+    hyper_norm_bias: Any
 
     def __init__(
         self,
@@ -160,22 +176,22 @@ class HyperLSTMCell(_HyperCell):
         hyper_recurrent_dropout: float = 0.0,
         init: str = "paper",
         embed_previous: bool = False,
+        eager: bool = False,
     ):
         super().__init__(input_size, hidden_size, hyper_size, embedding_size, init)
         self.recurrent_dropout = _probability("recurrent_dropout", recurrent_dropout)
         self.hyper_recurrent_dropout = _probability("hyper_recurrent_dropout", hyper_recurrent_dropout)
-        self.layer_norm, self.embed_previous = layer_norm, embed_previous
-        if layer_norm:  # of the four gates and of c
-            for name, size in (("norm", hidden_size), ("hyper_norm", hyper_size)):
-                self.register_parameter(f"{name}_weight", nn.Parameter(torch.ones(5, size)))
-                self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(5, size)))
+        self.layer_norm, self.embed_previous, self.eager = layer_norm, embed_previous, eager
+        for name, size in (("norm", hidden_size), ("hyper_norm", hyper_size)):  # of the four gates and of c
+            self.register_parameter(f"{name}_weight", nn.Parameter(torch.ones(5, size)) if layer_norm else None)
+            self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(5, size)) if layer_norm else None)
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """One step.
+        """Run one step.
 
         Args:
             x: (B, I).
-            state: (h, c), each (B, H + S); zeros if not given.
+            state: (h, c), each (B, H + S). Default: zeros.
 
         Returns:
             The next (h, c). The cell's output is ``h[:, :hidden_size]``.
@@ -183,22 +199,72 @@ class HyperLSTMCell(_HyperCell):
         _, state = self.sequence(x, [len(x)], state or (self.start(len(x)),) * 2)
         return state
 
+    def step(
+        self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None = None, hyper_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run one step, equation by equation, in operations that PyTorch can differentiate in every mode.
+
+        Args:
+            x: (B, I).
+            state: (h, c), each (B, H + S).
+            mask: Dropout's factors of tanh(g), (B, H): 0 or 1 / (1 - p). Default: no dropout.
+            hyper_mask: The same for the small LSTM, (B, S).
+
+        Returns:
+            The next (h, c).
+        """
+        H, S = self.hidden_size, self.hyper_size
+        (h, hyper_h), (c, hyper_c) = (part.split([H, S], -1) for part in state)
+        hyper_x = torch.cat([h, x], -1)
+        hyper_y = F.linear(hyper_h, self.hyper_weight_hh) + F.linear(hyper_x, self.hyper_weight_ih, self.hyper_bias)
+        new_hyper_h, new_hyper_c = _lstm_update(
+            hyper_y.unflatten(-1, (4, S)), hyper_c, self.hyper_norm_weight, self.hyper_norm_bias, hyper_mask
+        )
+        d_h, d_x, b = self.scales(hyper_h if self.embed_previous else new_hyper_h)
+        W_h, W_x = self.weight_hh.unflatten(0, (4, H)), self.weight_ih.unflatten(0, (4, H))
+        y = d_h * torch.einsum("yhi,bi->byh", W_h, h) + d_x * torch.einsum("yhi,bi->byh", W_x, x) + b
+        new_h, new_c = _lstm_update(y, c, self.norm_weight, self.norm_bias, mask)
+        return torch.cat([new_h, new_hyper_h], -1), torch.cat([new_c, new_hyper_c], -1)
+
     def sequence(
         self, x: Tensor, batch_sizes: list[int], state: Sequence[Tensor], reverse: bool = False
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """All steps, without a graph of each.
+        """Run all steps with the fast operator, or with ``step`` if derivatives need it.
 
         Args:
-            x: Packed sequences (N, I): the samples of one step after those of another.
-            batch_sizes: How many samples each step has: fewer from step to step.
+            x: Packed sequences (N, I): the rows of the first step, then those of the second, and so on.
+            batch_sizes: Number of samples at each step; never increasing.
             state: (h, c) before the first step, each (B, H + S).
-            reverse: From the last step to the first.
+            reverse: Run from the last step to the first.
 
         Returns:
             Outputs (N, H); (h, c) of each sample after its last step.
         """
         H, S = self.hidden_size, self.hyper_size
-        # One number more in z, always 1, and b_0 in its column: b is then a product like d_h and d_x.
+        dtype = torch.promote_types(self.bias.dtype, torch.float32)  # of everything except the largest products
+        masks = [
+            _keep_mask(x, (len(x), size), p if self.training else 0.0, dtype)
+            for size, p in ((H, self.recurrent_dropout), (S, self.hyper_recurrent_dropout))
+        ]
+        if self.eager or is_transformed():
+            output, (h, c) = run_steps(self.step, [x, *masks], batch_sizes, state, H, reverse)
+        else:
+            output, h, hyper_h, c, hyper_c = self._fast_sequence(x, batch_sizes, state, reverse, masks, dtype)
+            h, c = torch.cat([h, hyper_h], -1), torch.cat([c, hyper_c], -1)
+        return output.to(self.bias.dtype), (h.to(self.bias.dtype), c.to(self.bias.dtype))
+
+    def _fast_sequence(
+        self,
+        x: Tensor,
+        batch_sizes: list[int],
+        state: Sequence[Tensor],
+        reverse: bool,
+        masks: list[Tensor | None],
+        dtype: torch.dtype,
+    ) -> list[Tensor]:
+        """Run the operator. Returns outputs (N, H), then h, hyper_h, c and hyper_c after the last step."""
+        H, S = self.hidden_size, self.hyper_size
+        # z gets one more number, always 1, whose column of the scale weights is b_0: then b is a product like d_h, d_x.
         embed_weight = F.pad(self.embed_weight, (0, 0, 0, 1)).flatten(0, 2)
         embed_bias = F.pad(F.pad(self.embed_bias, (0, 0, 0, 0, 0, 1)), (0, 1), value=1.0).flatten()
         forget = self.bias.new_tensor([0.0, 1.0, 0.0, 0.0, 0.0])[:, None]
@@ -213,17 +279,11 @@ class HyperLSTMCell(_HyperCell):
         else:
             bias = (bias.view(4, H) + forget[:4]).flatten()
             hyper_bias = (hyper_bias.view(4, S) + forget[:4]).flatten()
-        scale = torch.cat([self.scale_weight.mT, F.pad(bias.view(1, 4, 1, H), (0, 0, 0, 0, 0, 0, 2, 0))], 2).flatten(
-            0, 1
-        )
+        b_0 = F.pad(bias.view(1, 4, 1, H), (0, 0, 0, 0, 0, 0, 2, 0))
+        scale = torch.cat([self.scale_weight.mT, b_0], 2).flatten(0, 1)
         projected = self._project(x)
-        dtype = torch.promote_types(self.bias.dtype, torch.float32)  # of all but the largest products
-        masks = (
-            _keep_mask(x, (len(x), size), p if self.training else 0.0, dtype)
-            for size, p in ((H, self.recurrent_dropout), (S, self.hyper_recurrent_dropout))
-        )
         weights = [self.hyper_weight_hh, hyper_bias, embed_weight, embed_bias, scale]
-        output, *states = hyper_lstm(
+        return hyper_lstm(
             projected,
             self._weight_h().to(projected.dtype),
             [weight.to(dtype) for weight in weights],
@@ -235,36 +295,41 @@ class HyperLSTMCell(_HyperCell):
             self.embed_previous,
             torch.is_grad_enabled(),
         )[:5]
-        h, hyper_h, c, hyper_c = (t.to(self.bias.dtype) for t in states)
-        return output.to(self.bias.dtype), (torch.cat([h, hyper_h], -1), torch.cat([c, hyper_c], -1))
 
 
 class HyperRNNCell(_HyperCell):
-    r"""Tanh RNN cell whose weights' rows are rescaled at every step by a smaller RNN (Ha et al. 2016, section 3.2).
+    r"""Tanh RNN cell in which a smaller RNN rescales the rows of all weights at every step (Ha et al. 2016, 3.2).
 
     .. math::
         \hat h_t &= \tanh(\hat W_h \hat h_{t-1} + \hat W_x (h_{t-1}, x_t) + \hat b) \\
         z_h &= W_{hh} \hat h_t + b_{hh}, \quad z_x = W_{hx} \hat h_t + b_{hx}, \quad z_b = W_{hb} \hat h_t \\
         h_t &= \tanh(W_{hz} z_h \odot W_h h_{t-1} + W_{xz} z_x \odot W_x x_t + W_{bz} z_b + b_0)
 
-    The state is h (B, H + S): the small RNN's part follows the main one's.
+    The state is h (B, H + S), the main RNN's H numbers first.
 
     Args:
         input_size: I.
         hidden_size: H.
         hyper_size: S.
-        embedding_size: Z, of each of the 3 embeddings.
-        init: As of ``HyperLSTMCell``.
+        embedding_size: Z, the size of each of the 3 embeddings.
+        init: See ``HyperLSTMCell``.
+
+    Raises:
+        ValueError: If an option is out of range.
+
+    >>> import torch
+    >>> HyperRNNCell(5, 8, hyper_size=4)(torch.randn(3, 5)).shape
+    torch.Size([3, 12])
     """
 
     gates = 1
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> Tensor:
-        """One step.
+        """Run one step.
 
         Args:
             x: (B, I).
-            state: h (B, H + S); zeros if not given.
+            state: h (B, H + S). Default: zeros.
 
         Returns:
             The next h. The cell's output is ``h[:, :hidden_size]``.
@@ -275,32 +340,63 @@ class HyperRNNCell(_HyperCell):
     def sequence(
         self, x: Tensor, batch_sizes: list[int], state: Sequence[Tensor], reverse: bool = False
     ) -> tuple[Tensor, tuple[Tensor]]:
-        """All steps. Arguments and results as of ``HyperLSTMCell.sequence``, with (h,) for (h, c)."""
+        """Run all steps; see ``HyperLSTMCell.sequence``, with state (h,) instead of (h, c)."""
         H, S = self.hidden_size, self.hyper_size
-        (both,), weight_h = state, self._weight_h()
-        outputs = []
-        steps = self._project(x).split(batch_sizes)  # one view a step, one gradient for all
-        for projected in reversed(steps) if reverse else steps:
-            (x_main, x_hyper), n = projected.split([H, S], -1), len(projected)
-            h, hyper_h = both[:n].split([H, S], -1)
+        weight_h = self._weight_h()
+
+        def step(projected: Tensor, state: Sequence[Tensor]) -> tuple[Tensor]:
+            x_main, x_hyper = projected.split([H, S], -1)
+            h, hyper_h = state[0].split([H, S], -1)
             h_main, h_hyper = F.linear(h, weight_h).split([H, S], -1)
             hyper_h = torch.tanh(x_hyper + h_hyper + F.linear(hyper_h, self.hyper_weight_hh, self.hyper_bias))
-            d_h, d_x, b = self.scales(torch.cat([h, hyper_h], -1))[:, :, 0].unbind(1)
-            h = torch.tanh(d_h * h_main + d_x * x_main + b)
-            outputs.append(h)
-            both = torch.cat([torch.cat([h, hyper_h], -1), both[n:]])
-        return torch.cat(outputs[::-1] if reverse else outputs), (both,)
+            d_h, d_x, b = (scale.squeeze(-2) for scale in self.scales(hyper_h))
+            return (torch.cat([torch.tanh(d_h * h_main + d_x * x_main + b), hyper_h], -1),)
+
+        output, (h,) = run_steps(step, [self._project(x)], batch_sizes, state, H, reverse)
+        return output, (h,)
+
+
+def run_steps(
+    step: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    batch_sizes: list[int],
+    state: Sequence[Tensor],
+    hidden_size: int,
+    reverse: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run a cell's step over packed sequences.
+
+    Args:
+        step: Maps rows of the first input, a state and rows of the other inputs to the next state.
+        inputs: Packed inputs (N, ...); None is passed on as None.
+        batch_sizes: Number of samples at each step; never increasing.
+        state: Tensors (B, ...) before the first step.
+        hidden_size: H; the output of a step is the first H numbers of its first state tensor.
+        reverse: Run from the last step to the first.
+
+    Returns:
+        Outputs (N, H); the state of each sample after its last step.
+    """
+    split = ([None] * len(batch_sizes) if t is None else t.split(batch_sizes) for t in inputs)
+    rows = list(zip(*split, strict=True))
+    outputs, after = [], tuple(state)
+    for x, *others in reversed(rows) if reverse else rows:
+        n = len(x)
+        new = step(x, [part[:n] for part in after], *others)
+        outputs.append(new[0][:, :hidden_size])
+        after = tuple(torch.cat([part, old[n:]]) for part, old in zip(new, after, strict=True))
+    return torch.cat(outputs[::-1] if reverse else outputs), after
 
 
 class Recurrent(nn.Module):
-    """Layers and directions of one kind of cell, with the interface of torch's recurrent layers.
+    """Base class: layers and directions of one kind of cell, with the interface of PyTorch's recurrent layers.
 
-    A cell has ``sequence``, ``start`` and ``state_size``; see ``HyperLSTMCell``.
+    A cell needs ``sequence``, ``start`` and ``state_size``; see ``HyperLSTMCell``.
     """
 
     cell: type[nn.Module]
-    cells: Any  # an nn.ModuleList of them
-    states: int  # tensors of a state
+    cells: Any  # an nn.ModuleList of cells
+    states: int  # number of tensors of a state
 
     def __init__(
         self,
@@ -334,8 +430,8 @@ class Recurrent(nn.Module):
             data = data.unsqueeze(1) if unbatched else data.transpose(0, 1) if self.batch_first else data
         if data.ndim != (2 if packed else 3) or data.shape[-1] != self.input_size or not data.numel():
             raise ValueError(
-                f"expected x of 2 or 3 dimensions, the last of {self.input_size} (input_size), none of them 0, got "
-                f"{tuple(x.data.shape)}: reshape x"
+                f"expected x of 2 or 3 dimensions, the last of size {self.input_size} (input_size) and none of size 0, "
+                f"got {tuple(x.data.shape)}: reshape x"
             )
         sizes = packed.batch_sizes.tolist() if packed else [data.shape[1]] * data.shape[0]
         expected = (len(self.cells), sizes[0], self.cells[0].state_size)
@@ -345,8 +441,8 @@ class Recurrent(nn.Module):
             state = [s.unsqueeze(1) for s in state]
         if len(state) != self.states or any(s.shape != expected for s in state):
             raise ValueError(
-                f"expected {self.states} state tensors of shape {expected} (layers * directions, B, units of a state), "
-                f"got {[tuple(s.shape) for s in state]}: pass the state that a call returned"
+                f"expected {self.states} state tensors of shape {expected} (layers * directions, B, state size), "
+                f"got {[tuple(s.shape) for s in state]}: pass a state that a call has returned"
             )
         if packed and packed.sorted_indices is not None:
             state = [s.index_select(1, packed.sorted_indices) for s in state]
@@ -374,22 +470,28 @@ class Recurrent(nn.Module):
 
 
 class HyperLSTM(Recurrent):
-    """Layers of ``HyperLSTMCell`` with the interface of ``torch.nn.LSTM``.
+    """Layers of ``HyperLSTMCell`` with the interface of ``torch.nn.LSTM`` (without ``proj_size`` and ``bias``).
 
-    Each layer and direction has a small LSTM of its own, which reads that layer's h and input.
+    Each layer and direction has its own small LSTM, which reads that layer's h and input.
 
     Args:
         input_size: I.
         hidden_size: H.
-        num_layers: Each reads the outputs of the one below.
-        batch_first: Whether x and the output are (B, T, ...) instead of (T, B, ...).
+        num_layers: Number of stacked layers.
+        batch_first: Use (B, T, ...) instead of (T, B, ...) for x and the output.
         dropout: Probability that an output is dropped between layers, in training.
-        bidirectional: Whether each layer also runs from the last step to the first; outputs side by side, (..., 2H).
+        bidirectional: Also run each layer from the last step to the first. Outputs are concatenated, (..., 2H).
         **cell: Options of ``HyperLSTMCell``: ``hyper_size``, ``embedding_size``, ``layer_norm``,
-            ``recurrent_dropout``, ``hyper_recurrent_dropout``, ``init``, ``embed_previous``.
+            ``recurrent_dropout``, ``hyper_recurrent_dropout``, ``init``, ``embed_previous``, ``eager``.
 
     Raises:
-        ValueError: An option, a shape or a state does not fit.
+        ValueError: If an option, the shape of x or a state does not fit.
+
+    >>> import torch
+    >>> lstm = HyperLSTM(50, 100, num_layers=2, hyper_size=16)
+    >>> output, (h, c) = lstm(torch.randn(7, 3, 50))
+    >>> output.shape, h.shape
+    (torch.Size([7, 3, 100]), torch.Size([2, 3, 116]))
     """
 
     cell, states = HyperLSTMCell, 2
@@ -400,47 +502,62 @@ class HyperLSTM(Recurrent):
         """Run over sequences.
 
         Args:
-            x: (T, B, I), (B, T, I) if ``batch_first``, (T, I), or packed.
-            state: (h, c) before the first step, each (num_layers * directions, B, H + S), the small LSTM's S after the
-                main one's H; zeros if not given.
+            x: (T, B, I), or (B, T, I) with ``batch_first``, or (T, I) without a batch, or a ``PackedSequence``.
+            state: (h, c) before the first step, each (num_layers * directions, B, H + S), the main LSTM's H numbers
+                first. Default: zeros.
 
         Returns:
-            Output as x is, with H (or 2H) for I; (h, c) after each sample's last step.
+            Output, laid out like x, with H (or 2H) instead of I; (h, c) after each sample's last step.
         """
         output, (h, c) = self._run(x, state)
         return output, (h, c)
 
 
 class HyperRNN(Recurrent):
-    """Layers of ``HyperRNNCell`` with the interface of ``torch.nn.RNN``; see ``HyperLSTM``, with h for (h, c)."""
+    """Layers of ``HyperRNNCell`` with the interface of ``torch.nn.RNN``; see ``HyperLSTM``, with h instead of (h, c).
+
+    >>> import torch
+    >>> output, h = HyperRNN(50, 100, hyper_size=16)(torch.randn(7, 3, 50))
+    >>> output.shape, h.shape
+    (torch.Size([7, 3, 100]), torch.Size([1, 3, 116]))
+    """
 
     cell, states = HyperRNNCell, 1
 
     def forward(
         self, x: Tensor | PackedSequence, state: Tensor | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """Run over sequences; shapes as of ``HyperLSTM.forward``."""
+        """Run over sequences; shapes as in ``HyperLSTM.forward``."""
         output, (h,) = self._run(x, None if state is None else (state,))
         return output, h
 
 
 class KernelGenerator(nn.Module):
-    r"""The network that writes a convolution's kernel from an embedding (Ha et al. 2016, section 3.1).
+    r"""Generates the kernel of a convolution from an embedding (Ha et al. 2016, section 3.1).
 
-    Two linear layers with nothing between them; the first has weights for each input channel i, the second is shared:
+    Two linear layers without a nonlinearity. The first has its own weights for each input channel i, the second is
+    shared:
 
     .. math:: a_i = W_i z + B_i, \quad K_i = \langle W_{out}, a_i \rangle + B_{out}
 
-    One generator serves any number of ``HyperConv2d``, of any multiples of its channels.
+    Several ``HyperConv2d`` layers can share one generator; their channels are multiples of the generator's.
 
     Args:
-        in_channels: Of the basic kernel (paper: 16).
-        out_channels: Of the basic kernel (paper: 16).
+        in_channels: Input channels of the basic kernel (paper: 16).
+        out_channels: Output channels of the basic kernel (paper: 16).
         kernel_size: f.
         embedding_size: Z; also the size of a_i, as in all of the paper's experiments.
-        init: ``"variance"``, a choice of ours: a kernel starts with the variance that its layer needs (He et al.
-            2015). ``"paper"``, the start of the authors' code for MNIST: all weights of standard deviation 0.01, so
-            that kernels start near 0. The paper does not say how the residual nets start.
+        init: ``"variance"`` (our choice) initialises kernels with the variance of He et al. (2015). ``"paper"`` is the
+            initialisation of the authors' code for MNIST: all weights have standard deviation 0.01, so kernels are
+            near 0 at first. The paper does not say how its residual networks are initialised.
+
+    Raises:
+        ValueError: If ``init`` is unknown.
+
+    >>> import torch
+    >>> generator = KernelGenerator(in_channels=4, out_channels=8, embedding_size=2)
+    >>> generator(torch.randn(5, 2)).shape
+    torch.Size([5, 8, 4, 3, 3])
     """
 
     def __init__(
@@ -466,7 +583,7 @@ class KernelGenerator(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def embeddings(self, count: int, fan_in: int) -> nn.Parameter:
-        """New embeddings (count, Z) for a kernel whose outputs sum over so many inputs."""
+        """Return new embeddings (count, Z) for a kernel with ``fan_in`` inputs per output."""
         z = nn.Parameter(torch.empty(count, self.embedding_size))
         if self.init == "paper":
             _truncated_normal(z, 1.0, mean=0.01)
@@ -475,29 +592,37 @@ class KernelGenerator(nn.Module):
         return z
 
     def forward(self, z: Tensor) -> Tensor:
-        """Kernels (J, out_channels, in_channels, f, f) of embeddings (J, Z)."""
+        """Generate kernels (J, out_channels, in_channels, f, f) from embeddings (J, Z)."""
         a = self.first(z).unflatten(1, (self.in_channels, -1))
         K = self.second(a).unflatten(2, (self.out_channels, self.kernel_size, self.kernel_size))
         return K.transpose(1, 2)
 
 
 class HyperConv2d(nn.Module):
-    """Convolution whose kernel a generator writes from learned embeddings, in the place of ``torch.nn.Conv2d``.
+    """Convolution whose kernel is generated from learned embeddings (Ha et al. 2016, section 4.2).
 
-    A kernel larger than the generator's is a grid of basic ones, (in / basic in) rows by (out / basic out) columns,
-    each with an embedding of its own, filled row by row (section 4.2).
+    Works like ``torch.nn.Conv2d`` without groups and with zero padding. A kernel with more channels than the
+    generator's is a grid of basic kernels, (in / basic in) rows by (out / basic out) columns, filled row by row. Each
+    has its own embedding.
 
     Args:
         in_channels: A multiple of the generator's.
         out_channels: A multiple of the generator's.
-        generator: May be shared with other layers.
-        stride: As of ``torch.nn.Conv2d``.
-        padding: As of ``torch.nn.Conv2d``.
-        dilation: As of ``torch.nn.Conv2d``.
-        bias: Whether there is one; it is learned, not generated.
+        generator: Generates the kernel. Layers can share it.
+        stride: See ``torch.nn.Conv2d``.
+        padding: See ``torch.nn.Conv2d``.
+        dilation: See ``torch.nn.Conv2d``.
+        bias: Add a bias. It is learned, not generated.
 
     Raises:
-        ValueError: The channels are no multiples of the generator's.
+        ValueError: If the channels are not multiples of the generator's.
+
+    >>> import torch
+    >>> conv = HyperConv2d(32, 64, KernelGenerator(), padding=1)
+    >>> conv(torch.randn(2, 32, 9, 9)).shape
+    torch.Size([2, 64, 9, 9])
+    >>> conv.embeddings.shape  # a grid of 2 x 4 basic kernels
+    torch.Size([8, 64])
     """
 
     def __init__(
@@ -514,8 +639,8 @@ class HyperConv2d(nn.Module):
         basic = generator.in_channels, generator.out_channels
         if not (in_channels and out_channels) or in_channels % basic[0] or out_channels % basic[1]:
             raise ValueError(
-                f"expected channels that are multiples of the generator's {basic[0]} and {basic[1]}, got {in_channels} "
-                f"and {out_channels}: change them or the generator"
+                f"expected in_channels and out_channels to be multiples of the generator's {basic[0]} and {basic[1]}, "
+                f"got {in_channels} and {out_channels}: change them or the generator"
             )
         self.in_channels, self.out_channels, self.generator = in_channels, out_channels, generator
         self.stride, self.padding, self.dilation = stride, padding, dilation
@@ -525,7 +650,7 @@ class HyperConv2d(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The kernel (out_channels, in_channels, f, f), generated anew at each reading."""
+        """The kernel (out_channels, in_channels, f, f), generated anew at each access."""
         tiles = self.generator(self.embeddings).unflatten(0, self.grid)  # rows, columns, out, in, f, f
         f = self.generator.kernel_size
         return tiles.permute(1, 2, 0, 3, 4, 5).reshape(self.out_channels, self.in_channels, f, f)
@@ -542,17 +667,20 @@ class HyperConv2d(nn.Module):
 
 
 class CoordinateNetwork(nn.Module):
-    """Writes a fully connected layer's weights from where their two ends lie (Ha et al. 2016, section A.1).
+    """Generates the weights of a fully connected layer from coordinates (Ha et al. 2016, section A.1).
 
-    Inputs and units of the layer lie on two grids. Four numbers, the x and y of a weight's input and of its unit, go
-    through two hidden layers of ReLUs to that weight: 801 parameters write 784 * 256. The paper does not say: the
-    numbers run from -1 to 1 on each grid; what comes out starts with mean 0 and variance 1, and is scaled to the
-    variance of He et al. (2015).
+    The layer's inputs and units lie on two grids. A network with two hidden layers of ReLUs maps four numbers, the x
+    and y of a weight's input and of its unit, to that weight: 801 parameters generate 784 * 256 weights. The paper does
+    not say: coordinates run from -1 to 1 on each grid; the initial weights have mean 0 and the variance of He et al.
+    (2015).
 
     Args:
         inputs: Height and width of the grid of inputs (paper: 28 x 28).
         outputs: Height and width of the grid of units (paper: 16 x 16).
-        width: Units of each hidden layer (25, which gives the paper's number of parameters).
+        width: Units of each hidden layer (25 gives the paper's number of parameters).
+
+    >>> CoordinateNetwork()().shape
+    torch.Size([256, 784])
     """
 
     def __init__(self, inputs: tuple[int, int] = (28, 28), outputs: tuple[int, int] = (16, 16), width: int = 25):
@@ -570,8 +698,8 @@ class CoordinateNetwork(nn.Module):
             self.last.bias.sub_(weight.mean()).div_(weight.std())
 
     def forward(self) -> Tensor:
-        """Weights (units, inputs), as ``torch.nn.functional.linear`` takes them."""
-        # The first layer is linear in the two ends, so that it is worked out once for each end, not for each pair.
+        """Generate the weights (units, inputs), as ``torch.nn.functional.linear`` takes them."""
+        # The first layer is a sum of two terms, so it is computed once per input and per unit, not for each pair.
         hidden = torch.relu(self.from_output(self.outputs)[:, None] + self.from_input(self.inputs))
         return self.scale * self.last(torch.relu(self.hidden(hidden))).squeeze(-1)
 
@@ -587,10 +715,30 @@ def _truncated_normal(weight: Tensor, std: float, mean: float = 0.0) -> Tensor:
 
 def _probability(name: str, p: float) -> float:
     if not 0 <= p < 1:
-        raise ValueError(f"expected {name} of at least 0 and below 1, got {p}: it is the part that is dropped")
+        raise ValueError(f"expected {name} of at least 0 and below 1, got {p}: choose a probability")
     return p
 
 
+def _lstm_update(
+    y: Tensor, c: Tensor, norm_weight: Tensor | None, norm_bias: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Compute the next h and c, each (B, H), from the sums y (B, 4, H) of the gates and from c; see ``HyperLSTMCell``.
+
+    Gains and biases of the layer norm are (5, H), for the four gates and for c.
+    """
+
+    def LN(x: Tensor, k: int | slice) -> Tensor:
+        if norm_weight is None:
+            return x
+        x = x - x.mean(-1, keepdim=True)  # F.layer_norm's forward-mode derivative cannot be differentiated again
+        return x / (x.square().mean(-1, keepdim=True) + EPSILON).sqrt() * norm_weight[k] + norm_bias[k]
+
+    i, f, g, o = LN(y, slice(4)).unbind(-2)
+    dropped = torch.tanh(g) if mask is None else torch.tanh(g) * mask
+    c = torch.sigmoid(f + 1) * c + torch.sigmoid(i) * dropped
+    return torch.sigmoid(o) * torch.tanh(LN(c, 4)), c
+
+
 def _keep_mask(x: Tensor, shape: tuple[int, int], p: float, dtype: torch.dtype) -> Tensor | None:
-    """1 / (1 - p) where a unit is kept, 0 where it is dropped; None if all are kept."""
+    """Return dropout's factors, 1 / (1 - p) for a kept unit and 0 for a dropped one; None if p is 0."""
     return torch.empty(shape, dtype=dtype, device=x.device).bernoulli_(1 - p).div_(1 - p) if p else None

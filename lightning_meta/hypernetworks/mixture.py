@@ -10,25 +10,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALLEST = -6.0  # of log sigma, and
-STEEPEST = 0.999  # of rho: a density that may be infinite makes training end in NaN
+# Without these bounds densities can become infinite, and training ends in NaN.
+MIN_LOG_SIGMA = -6.0
+MAX_RHO = 0.999
 
 
 class Mixture(NamedTuple):
-    """What is foretold of a point: M bivariate Gaussians of its offset, and whether the pen is lifted after it."""
+    """Predicted distribution of a point: M bivariate Gaussians for its offset, and a Bernoulli variable for the pen.
+
+    >>> import torch
+    >>> mixture = Mixture.of(torch.zeros(1, 2 * 6 + 1))  # standard Gaussians, and P(lift) = 1/2
+    >>> mixture.log_loss(torch.zeros(1, 3))  # log(2 pi) + log(2)
+    tensor([2.5310])
+    """
 
     log_pi: Tensor  # (..., M)
     mu: Tensor  # (..., M, 2)
     log_sigma: Tensor  # (..., M, 2)
     rho: Tensor  # (..., M)
-    lift: Tensor  # (...), a logit
+    lift: Tensor  # (...), logit of the probability that the pen is lifted after the point
 
     @classmethod
     def of(cls, outputs: Tensor) -> "Mixture":
-        """From a network's outputs (..., 6 M + 1), in float32 or better.
+        """Create from a network's outputs (..., 6 M + 1), in float32 or better.
 
-        pi is a soft-max, sigma an exponential, rho a hyperbolic tangent (Graves 2013, equations 18 to 22).
-        The paper does not say: sigma is at least e^-6, rho at most 0.999.
+        pi is a softmax, sigma an exponential, rho a hyperbolic tangent (Graves 2013, equations 18 to 22).
+        The paper does not say: sigma is at least e^-6, the absolute value of rho at most 0.999.
         """
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         lift, *parts = outputs.split([1, *[outputs.shape[-1] // 6] * 6], -1)
@@ -36,13 +43,13 @@ class Mixture(NamedTuple):
         return cls(
             pi.log_softmax(-1),
             torch.stack([mu_x, mu_y], -1),
-            torch.stack([log_sigma_x, log_sigma_y], -1).clamp(min=SMALLEST),
-            STEEPEST * torch.tanh(rho),
+            torch.stack([log_sigma_x, log_sigma_y], -1).clamp(min=MIN_LOG_SIGMA),
+            MAX_RHO * torch.tanh(rho),
             lift.squeeze(-1),
         )
 
     def log_loss(self, points: Tensor) -> Tensor:
-        r"""Nats (...) of points (..., 3).
+        r"""Compute the loss (...) of points (..., 3) in nats.
 
         .. math:: -\log \sum_j \pi_j N(x, y | \mu_j, \sigma_j, \rho_j) - \log P(e)
         """
@@ -55,7 +62,12 @@ class Mixture(NamedTuple):
         return lifted - (self.log_pi + log_N).logsumexp(-1)
 
     def sample(self, temperature: float, random: torch.Generator | None) -> Tensor:
-        """A point (B, 3) of each of B mixtures, on the CPU; below 1 a temperature makes the likely likelier."""
+        """Sample a point (B, 3) from each of B mixtures, on the CPU.
+
+        Args:
+            temperature: Below 1, samples are closer to the most likely ones. 1: the mixture itself.
+            random: Generator on the CPU.
+        """
         log_pi, mu, log_sigma, rho, lift = (part.detach().float().cpu() for part in self)
         j = torch.multinomial((log_pi / temperature).softmax(-1), 1, generator=random)
         (mu, log_sigma), rho = (

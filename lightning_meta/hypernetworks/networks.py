@@ -1,6 +1,6 @@
-"""Networks that classify pictures with kernels from a generator (Ha et al. 2016, sections 3.1, 4.1, 4.2 and A.1).
+"""Networks that classify images with generated kernels (Ha et al. 2016, sections 3.1, 4.1, 4.2 and A.1).
 
-Each has a plain twin that learns the same kernels itself. Shapes: B pictures; kernels (out, in, f, f).
+Each has a plain twin, which learns the same kernels directly. Shapes: B images; kernels (out, in, f, f).
 """
 
 import math
@@ -15,10 +15,16 @@ from lightning_meta.hypernetworks.layers import CoordinateNetwork, HyperConv2d, 
 from lightning_meta.nn.batch_norm import BatchNorm2d
 
 
-def written_kernels(layers: Sequence[HyperConv2d]) -> list[Tensor]:
-    """The kernels of all layers that share a generator: two matrix products in all, where ``weight`` takes two a layer.
+def generated_kernels(layers: Sequence[HyperConv2d]) -> list[Tensor]:
+    """Generate the kernels of all layers that share a generator, with two matmuls instead of two per layer.
 
-    They are in float32 or better under autocast, too: they are what L2 falls on.
+    Kernels are in float32 or better even under autocast, because L2 regularisation sums their squares.
+
+    >>> from lightning_meta.hypernetworks import HyperConv2d, KernelGenerator
+    >>> generator = KernelGenerator()
+    >>> layers = [HyperConv2d(16, 16, generator), HyperConv2d(16, 32, generator)]
+    >>> [tuple(kernel.shape) for kernel in generated_kernels(layers)]
+    [(16, 16, 3, 3), (32, 16, 3, 3)]
     """
     z = torch.cat([layer.embeddings for layer in layers])
     with torch.autocast(z.device.type, enabled=False):
@@ -31,35 +37,40 @@ def written_kernels(layers: Sequence[HyperConv2d]) -> list[Tensor]:
 
 
 def convolve(x: Tensor, layer: nn.Conv2d | HyperConv2d, kernel: Tensor) -> Tensor:
-    """What ``layer`` does to x (B, in, H, W), with a kernel that is there already."""
+    """Apply ``layer`` to x (B, in, H, W) with the given kernel."""
     return F.conv2d(x, kernel, layer.bias, layer.stride, layer.padding)
 
 
 class ConvolutionalClassifier(nn.Module):
-    """What the two convolutional networks share: their layers in a row, and who makes the kernels."""
+    """Base class of the two convolutional networks: a list of layers with learned or generated kernels."""
 
-    shape: tuple[int, int, int]  # of a picture
-    shown: dict[str, int]  # the kernels to look at, by name
+    shape: tuple[int, int, int]  # of an image
+    shown: dict[str, int]  # name and index of each kernel that is drawn
     convolutions: Any  # an nn.ModuleList of nn.Conv2d and HyperConv2d
 
     def kernels(self) -> list[Tensor]:
-        """The kernel (out, in, f, f) of every convolution, written or learned, from the first to the last."""
+        """Return the kernel (out, in, f, f) of every convolution in order, generated or learned."""
         hyper = [layer for layer in self.convolutions if isinstance(layer, HyperConv2d)]
-        written = iter(written_kernels(hyper) if hyper else ())
-        return [next(written) if isinstance(layer, HyperConv2d) else layer.weight for layer in self.convolutions]
+        generated = iter(generated_kernels(hyper) if hyper else ())
+        return [next(generated) if isinstance(layer, HyperConv2d) else layer.weight for layer in self.convolutions]
 
 
 class DigitNetwork(ConvolutionalClassifier):
-    """MNIST's network: 7x7 convolutions 1 to 16 and 16 to 16, ReLU and 2x2 pooling after each, a linear layer.
+    """Network for MNIST: two 7x7 convolutions of 16 channels, each with ReLU and 2x2 pooling, and a linear layer.
 
-    The second kernel is written from one embedding: 4,244 parameters for 12,544 weights.
+    The second kernel is generated from one embedding: 4,244 parameters for 12,544 weights.
 
     Args:
-        hyper: False learns that kernel.
-        classes: Outputs.
+        hyper: Generate the second kernel. False: learn it directly.
+        classes: Number of classes.
         embedding_size: N_z.
-        init: ``paper``, the authors' code: small kernels, of standard deviation 0.01 where they are learned; or
-            ``variance`` (He et al. 2015).
+        init: ``paper`` (the authors' code: small kernels; learned ones have standard deviation 0.01) or ``variance``
+            (He et al. 2015).
+
+    >>> import torch
+    >>> logits, kernels = DigitNetwork()(torch.randn(2, 1, 28, 28))
+    >>> logits.shape, kernels[1].shape
+    (torch.Size([2, 10]), torch.Size([16, 16, 7, 7]))
     """
 
     shape = (1, 28, 28)
@@ -80,12 +91,12 @@ class DigitNetwork(ConvolutionalClassifier):
             second = nn.Conv2d(16, 16, 7, padding=3)
         self.convolutions = nn.ModuleList([first, second])
         self.last = nn.Linear(16 * 7 * 7, classes)
-        _start(self.convolutions, init)
+        _initialise(self.convolutions, init)
         nn.init.orthogonal_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (B, classes) of pictures (B, 1, 28, 28), and the kernels that were used."""
+        """Return logits (B, classes) for images (B, 1, 28, 28), and the kernels."""
         kernels = self.kernels()
         for layer, kernel in zip(self.convolutions, kernels, strict=True):
             x = F.max_pool2d(torch.relu(convolve(x, layer, kernel)), 2)
@@ -93,21 +104,28 @@ class DigitNetwork(ConvolutionalClassifier):
 
 
 class WideResNet(ConvolutionalClassifier):
-    """CIFAR-10's residual network, depth - width: 40-1 or 40-2 in the paper, all but the first kernel written.
+    """Wide residual network for CIFAR-10, 40-1 or 40-2 in the paper; all kernels except the first are generated.
 
-    The paper does not say: shortcuts have no parameters (every other pixel, new channels zero), every convolution has a
-    bias, and a norm follows the first and another the last. This gives all four numbers of parameters that it prints.
+    The paper does not say: shortcuts have no parameters (they take every other pixel and pad channels with zeros),
+    every convolution has a bias, and a batch norm follows the first and the last convolution. This gives all four
+    numbers of parameters that it prints.
 
     Args:
-        hyper: False learns the kernels.
+        hyper: Generate the kernels. False: learn them directly.
         depth: 6 N + 4, with N blocks of two convolutions in each of three stages.
-        width: k: the stages have 16 k, 32 k and 64 k channels.
-        classes: Outputs.
+        width: k; the stages have 16 k, 32 k and 64 k channels.
+        classes: Number of classes.
         embedding_size: N_z.
-        init: Of generator and embeddings, see ``KernelGenerator``; learned kernels start as He et al. 2015.
+        init: Initialisation of generator and embeddings, see ``KernelGenerator``. Learned kernels are initialised as in
+            He et al. (2015).
 
     Raises:
-        ValueError: There is no such depth or width.
+        ValueError: If depth or width is not possible.
+
+    >>> import torch
+    >>> logits, kernels = WideResNet(depth=10)(torch.randn(2, 3, 32, 32))
+    >>> logits.shape, len(kernels)
+    (torch.Size([2, 10]), 7)
     """
 
     shape = (3, 32, 32)
@@ -145,12 +163,12 @@ class WideResNet(ConvolutionalClassifier):
         self.norms.append(BatchNorm2d(channels))
         self.last = nn.Linear(channels, classes)
         self.shown = {f"conv{stage + 2}": 2 * N * (stage + 1) for stage in range(3)}  # the last of each stage
-        _start(self.convolutions, "variance")
+        _initialise(self.convolutions, "variance")
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (B, classes) of pictures (B, 3, 32, 32), and the kernels that were used."""
+        """Return logits (B, classes) for images (B, 3, 32, 32), and the kernels."""
         kernels = self.kernels()
-        x = x.contiguous(memory_format=torch.channels_last)  # a fifth faster on a CPU
+        x = x.contiguous(memory_format=torch.channels_last)  # faster on a CPU
         *norms, last_norm = self.norms
         (norm, layer, kernel), *layers = zip(norms, self.convolutions, kernels, strict=True)
         x = torch.relu(norm(convolve(x, layer, kernel)))
@@ -164,13 +182,18 @@ class WideResNet(ConvolutionalClassifier):
 
 
 class FullyConnectedNetwork(nn.Module):
-    """784-256-10 with the first layer's weights from coordinates: 801 parameters for 200,704 weights.
+    """Network 784-256-10 whose first layer is generated from coordinates: 801 parameters for 200,704 weights.
 
     The paper does not say: the hidden units are ReLUs, and both layers have learned biases.
 
     Args:
-        hyper: False learns the weights.
-        classes: Outputs.
+        hyper: Generate the first layer's weights. False: learn them directly.
+        classes: Number of classes.
+
+    >>> import torch
+    >>> logits, kernels = FullyConnectedNetwork()(torch.randn(2, 1, 28, 28))
+    >>> logits.shape, kernels[0].shape
+    (torch.Size([2, 10]), torch.Size([256, 1, 28, 28]))
     """
 
     shape = (1, 28, 28)
@@ -185,27 +208,27 @@ class FullyConnectedNetwork(nn.Module):
         self.last = nn.Linear(256, classes)
 
     def kernels(self) -> list[Tensor]:
-        """The first layer's weights, as filters (256, 1, 28, 28)."""
+        """Return the first layer's weights as filters (256, 1, 28, 28)."""
         with torch.autocast(self.bias.device.type, enabled=False):
             weight = self.weight if self.generator is None else self.generator()
         return [weight.unflatten(1, self.shape)]
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits (B, classes) of pictures (B, 1, 28, 28), and the filters that were used."""
+        """Return logits (B, classes) for images (B, 1, 28, 28), and the filters."""
         kernels = self.kernels()
         hidden = torch.relu(F.linear(x.flatten(1), kernels[0].flatten(1), self.bias))
         return self.last(hidden), kernels
 
 
 def l2(kernels: Sequence[Tensor]) -> Tensor:
-    """Half the sum of all squares: times 5e-4, what a weight decay of 5e-4 is to learned kernels."""
+    """Return half the sum of all squares. Times 5e-4 it acts on learned kernels like a weight decay of 5e-4."""
     return torch.cat([kernel.flatten() for kernel in kernels]).square().sum() / 2
 
 
-def _start(layers: nn.ModuleList, init: str) -> None:
-    """Starts the learned kernels and their biases."""
+def _initialise(layers: nn.ModuleList, init: str) -> None:
+    """Initialise the learned kernels and their biases."""
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             std = 0.01 if init == "paper" else math.sqrt(2 / layer.weight[0].numel())
             nn.init.trunc_normal_(layer.weight, 0.0, std, -2 * std, 2 * std)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # torch allows none, these have one
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # never None here

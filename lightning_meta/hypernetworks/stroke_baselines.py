@@ -1,4 +1,4 @@
-"""What one knows of pen strokes without a network. Sequences are (T, 3), normalised."""
+"""Baselines for pen strokes. Sequences are (T, 3), normalised."""
 
 import math
 from collections.abc import Callable
@@ -7,10 +7,14 @@ import numpy as np
 
 
 def one_mixture(train: list[np.ndarray], components: int) -> Callable[[np.ndarray], float]:
-    """The trivial baseline that knows no context: one mixture of all offsets, one probability that the pen is lifted.
+    """Fit a baseline without context: one mixture for all offsets, one probability that the pen is lifted.
+
+    Args:
+        train: Training sequences.
+        components: Number of components of the mixture.
 
     Returns:
-        What gives the nats of a sequence's points after the first.
+        A function that computes the loss in nats of a sequence's points after the first.
     """
     from sklearn.mixture import GaussianMixture
 
@@ -22,10 +26,10 @@ def one_mixture(train: list[np.ndarray], components: int) -> Callable[[np.ndarra
 
 
 def last_offset(train: list[np.ndarray]) -> Callable[[np.ndarray], float]:
-    """The trivial baseline that the pen goes on as before: a Gaussian around the last offset.
+    """Fit a baseline that expects the last offset again: a Gaussian around it.
 
     Returns:
-        What gives the nats of a sequence's points after the first.
+        A function that computes the loss in nats of a sequence's points after the first.
     """
     changes = np.concatenate([np.diff(sequence[:, :2].astype(np.float64), axis=0) for sequence in train])
     covariance = changes.T @ changes / len(changes)
@@ -40,6 +44,6 @@ def last_offset(train: list[np.ndarray]) -> Callable[[np.ndarray], float]:
 
 
 def _pen(points: np.ndarray) -> Callable[[np.ndarray], float]:
-    """Nats of the pen's bits after the first, with one probability for all."""
+    """Fit the probability that the pen is lifted. Returns a function like those above."""
     lifted = (points[:, 2].sum() + 1) / (len(points) + 2)
     return lambda sequence: -np.where(sequence[1:, 2] > 0.5, math.log(lifted), math.log(1 - lifted)).sum()

@@ -1,6 +1,7 @@
-"""Handwriting, point by point (Ha et al. 2016, section 4.5): IAM-OnDB, other strokes, the user's own.
+"""Handwriting as sequences of points (Ha et al. 2016, section 4.5): IAM-OnDB, stroke fonts, the user's own.
 
-Letters: B sequences, T steps. A point is (dx, dy, e): the way from the point before, and 1 where the pen is lifted.
+Letters: B sequences, T steps. A point is (dx, dy, e): the offset from the last point, and 1 if the pen is lifted
+after it.
 """
 
 from itertools import islice
@@ -20,16 +21,16 @@ from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import strokes
 
 
-class Points(NamedTuple):
-    """A segment of B sequences, as long as the longest of them."""
+class StrokeBatch(NamedTuple):
+    """A segment of B sequences, padded to the longest."""
 
-    points: Tensor  # (B, T + 1, 3), float32 in pen units; the last T follow upon the first T; zeros after the end
-    scored: Tensor  # (B, T), bool: which of the last T there are
+    points: Tensor  # (B, T + 1, 3), float32 in pen units: inputs are the first T, targets the last T; then zeros
+    scored: Tensor  # (B, T), bool: which targets exist
     segment: Segment
 
     @classmethod
-    def collate(cls, samples: list[tuple[np.ndarray, Segment]]) -> "Points":
-        """Joins ``(points (n, 3), segment)`` of one segment; n is 0 where a sequence has ended."""
+    def collate(cls, samples: list[tuple[np.ndarray, Segment]]) -> "StrokeBatch":
+        """Join samples ``(points (n, 3), segment)`` of one segment; n is 0 if a sequence has ended."""
         longest = max(2, *(len(points) for points, _ in samples))
         padded = np.zeros((len(samples), longest, 3), np.float32)
         for row, (points, _) in zip(padded, samples, strict=True):
@@ -40,18 +41,18 @@ class Points(NamedTuple):
 
 
 class Prime(NamedTuple):
-    """What ``predict`` goes on from."""
+    """The points that ``predict`` continues."""
 
     points: Tensor  # (n, 3), float32 in pen units
 
 
-class Sequences(Dataset):
-    """Sequences in their order, or shuffled again and again and scaled a little, for training.
+class StrokeDataset(Dataset):
+    """Sequences in order or, for training, shuffled and randomly scaled.
 
     Args:
-        sequences: Each (n, 3).
-        seed: Of order and scales; None: neither.
-        augment: A sequence is scaled by a factor within 1 - augment and 1 + augment.
+        sequences: Arrays (n, 3).
+        seed: Seed of order and scales. None: in order, not scaled.
+        augment: Sequences are scaled by a random factor between 1 - augment and 1 + augment.
     """
 
     def __init__(self, sequences: list[np.ndarray], seed: int | None = None, augment: float = 0.0):
@@ -69,26 +70,26 @@ class Sequences(Dataset):
 
 
 class PenStrokesDataModule(MetaDataModule):
-    """Handwriting, and for ``predict`` a line of the user's whose style is gone on in.
+    """Handwriting, and the line that ``predict`` continues.
 
     Args:
         root: Folder with ``iam-ondb/``.
-        source: ``paper`` insists on IAM-OnDB; ``stand-in`` takes words in stroke fonts, each in another hand; ``auto``
-            takes IAM-OnDB where it lies, else the stand-in.
-        strokes: Strokes of the user's in their place: a ``.npz`` with sequences ``train``, ``valid`` and ``test`` as
-            sketch-rnn has them, or a folder of XML files like IAM-OnDB's.
-        prime: A line that ``predict`` goes on from, an XML file like IAM-OnDB's. None: it starts with nothing.
+        source: ``paper`` requires IAM-OnDB; ``stand-in`` uses words in stroke fonts, each in a random hand;
+            ``auto`` uses IAM-OnDB if it is in ``root``, otherwise the stand-in.
+        strokes: Your own strokes instead of IAM-OnDB: a ``.npz`` with sequences ``train``, ``valid`` and ``test`` in
+            sketch-rnn's format, or a folder of XML files in IAM-OnDB's format.
+        prime: A line that ``predict`` continues, an XML file in IAM-OnDB's format. None: start from nothing.
         shortest: Lines of IAM-OnDB with fewer points are left out (paper: 300).
-        augment: Training sequences are scaled by up to so much (paper: 0.1).
-        batch_size: Sequences a process and step.
-        train_sequences: Train on the first so many; the stand-in has 2,000 if not told. None: on all.
-        val_sequences: Validate on the first so many; the stand-in has 200. None: on all.
-        test_sequences: Test on the first so many; the stand-in has 200. None: on all.
-        num_workers: Processes that read sequences; 0 reads them in the training process.
-        seed: Of the training sequences' order and scales.
+        augment: Training sequences are scaled at random by up to this fraction (paper: 0.1).
+        batch_size: Sequences per process and step.
+        train_sequences: Number of sequences to train on. None: all (2,000 with the stand-in).
+        val_sequences: Number of sequences to validate on. None: all (200 with the stand-in).
+        test_sequences: Number of sequences to test on. None: all (200 with the stand-in).
+        num_workers: Processes that load sequences; 0 loads them in the training process.
+        seed: Seed of the training sequences' order and scales.
 
     Raises:
-        InputError: Where files are missing or damaged.
+        InputError: If files are missing or damaged.
     """
 
     def __init__(
@@ -109,10 +110,10 @@ class PenStrokesDataModule(MetaDataModule):
         super().__init__()
         self.save_hyperparameters()
         if not 0 <= augment < 1:
-            raise InputError(f"data.augment is {augment}: choose a part of the size, at least 0 and less than 1")
+            raise InputError(f"data.augment is {augment}: choose a fraction of at least 0 and below 1")
         self.batch_size = batch_size
 
-    collate = staticmethod(Points.collate)
+    collate = staticmethod(StrokeBatch.collate)
 
     @property
     def present(self) -> bool:
@@ -120,7 +121,7 @@ class PenStrokesDataModule(MetaDataModule):
 
     def make_sets(self, stage: str) -> None:
         h = self.hparams
-        if stage == "predict":  # no data are needed, so none have to be there
+        if stage == "predict":  # works without the data
             self.prime = strokes.read_line(h.prime) if h.prime else np.zeros((1, 3), np.float32)
             return
         parts = self._read()
@@ -128,8 +129,8 @@ class PenStrokesDataModule(MetaDataModule):
         self.train, self.val, self.test = (part[:count] for part, count in zip(parts, counts, strict=True))
         self.scale = torch.from_numpy(strokes.offset_scale(self.train))
         self.test_name = "its validation part, there being no other" if parts.test is parts.val else "the test part"
-        self.sets = {"train": Sequences(self.train, h.seed, h.augment)}
-        self.sets |= {"val": Sequences(self.val), "test": Sequences(self.test)}
+        self.sets = {"train": StrokeDataset(self.train, h.seed, h.augment)}
+        self.sets |= {"val": StrokeDataset(self.val), "test": StrokeDataset(self.test)}
         self.counts = {"val": len(self.val), "test": len(self.test)}
 
     def _read(self) -> strokes.Strokes:
@@ -148,12 +149,12 @@ class PenStrokesDataModule(MetaDataModule):
         segments = list(islice(self.scheduled().segments(), len(self.scheduled())))
         if any(segment.start >= longest for segment in segments):
             raise InputError(
-                "schedule.horizon: segments begin where the longest sequence has ended: "
+                f"schedule.horizon is longer than all sequences (at most {longest} steps): "
                 f"give --schedule.horizon {longest}"
             )
         if (reach := max(segment.stop for segment in segments)) < longest:
             rank_zero_warn(
-                f"training reads {reach} of up to {longest} steps of a sequence: --schedule.horizon says how many"
+                f"training uses {reach} of up to {longest} steps of a sequence: raise --schedule.horizon to use more"
             )
         return super().train_dataloader()
 

@@ -1,6 +1,6 @@
-"""Pages of handwriting: pen strokes as a picture or as SVG.
+"""Pages of handwriting: pen strokes as an image or as SVG.
 
-A sequence is (T, 3): dx, dy and whether the pen is lifted after the point, as in ``sources.strokes``.
+A sequence is (T, 3): dx, dy and 1 if the pen is lifted after the point, as in ``sources.strokes``.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_meta.sources.strokes import to_lines
 
-_INK, _MARGIN, _SHARP = (40, 40, 40), 12, 4  # Pillow draws without smoothing: in so many times the size, then reduced
+_INK, _MARGIN = (40, 40, 40), 12
+_SHARP = 4  # pages are drawn at this many times their size and reduced, as Pillow does not antialias
 
 
 def draw(
@@ -22,18 +23,23 @@ def draw(
     scale: Sequence[float] = (1.0, 1.0),
     width: float = 2.0,
 ) -> Tensor:
-    """Draw sequences one below the other, or in columns, from left to right and from top to bottom.
+    """Draw sequences in a grid of cells, row by row.
+
+    All sequences have one scale, except those that would not fit into their cell.
 
     Args:
-        sequences: Each (T, 3). All in one size, but one that is too large for its cell is made to fit. What follows a
-            point that is not finite is left out.
-        columns: Cells in a row; with one, sequences start at the left, with more, each is in the middle of its cell.
+        sequences: Arrays (T, 3). Points after one that is not finite are left out.
+        columns: Cells per row. With one column sequences are aligned left, with more they are centred.
         cell: Width and height of a cell in pixels.
         scale: What dx and dy were divided by.
         width: Width of the pen in pixels.
 
     Returns:
-        Picture (3, H', W'), uint8.
+        Image (3, H', W'), uint8.
+
+    >>> import numpy as np
+    >>> draw([np.array([[0, 0, 0], [5, 3, 1]], np.float32)]).shape
+    torch.Size([3, 72, 480])
     """
     from PIL import Image, ImageDraw
 
@@ -57,7 +63,7 @@ def svg(
     width: float = 2.0,
     title: str = "",
 ) -> str:
-    """The page that ``draw`` draws, as the text of an SVG file with one path a stroke; ``title`` is its name."""
+    """Return the page of ``draw`` as the text of an SVG file, with a path for each stroke and a title."""
     lines, (W, H) = _placed(sequences, columns, cell, scale)
     paths = "".join(
         f'<path d="M{" L".join(f"{x:.1f},{y:.1f}" for x, y in [*line, *line[: len(line) == 1]])}"/>\n' for line in lines
@@ -74,7 +80,7 @@ def svg(
 def _placed(
     sequences: Sequence[np.ndarray], columns: int, cell: tuple[int, int], scale: Sequence[float]
 ) -> tuple[list[np.ndarray], tuple[int, int]]:
-    """All strokes (n, 2) in pixels, and width and height of their page."""
+    """Return all strokes (n, 2) in pixels, and width and height of their page."""
     room = np.array(cell) - _MARGIN
     drawings = []
     for sequence in sequences:

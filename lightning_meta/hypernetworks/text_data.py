@@ -1,6 +1,8 @@
-"""Texts that are read on and on (Ha et al. 2016, sections 4.3 and 4.4): Penn Treebank, Wikipedia, the user's own.
+"""Texts for language models (Ha et al. 2016, sections 4.3 and 4.4): Penn Treebank, Wikipedia, the user's own.
 
-Letters: B readers of one process, T steps; N symbols of a text. A symbol is a Unicode code point or a byte.
+Several readers read a text in parallel, each from its own position; a batch has one row per reader.
+
+Letters: B readers of one process, T steps, N symbols of a text. A symbol is a Unicode code point or a byte.
 """
 
 import math
@@ -22,16 +24,16 @@ from lightning_meta.sources import text
 NAMES = {"penn_treebank": "Penn Treebank", "enwik8": "enwik8", "text8": "text8"}
 
 
-class Lines(NamedTuple):
-    """What B readers see in one segment."""
+class TextBatch(NamedTuple):
+    """The symbols that B readers read in one segment."""
 
-    symbols: Tensor  # (B, T + 1), int64; the last T of them follow upon the first T
-    scored: Tensor  # (B, T), bool: which of the last T count
+    symbols: Tensor  # (B, T + 1), int64: the first T are inputs, the last T are targets
+    scored: Tensor  # (B, T), bool: which targets count
     segment: Segment
 
     @classmethod
-    def collate(cls, samples: list[tuple[np.ndarray, np.ndarray, Segment]]) -> "Lines":
-        """Joins ``(symbols (T + 1,), scored (T,), segment)`` of one segment."""
+    def collate(cls, samples: list[tuple[np.ndarray, np.ndarray, Segment]]) -> "TextBatch":
+        """Join samples ``(symbols (T + 1,), scored (T,), segment)`` of one segment."""
         symbols, scored, segments = zip(*samples, strict=True)
         return cls(
             torch.from_numpy(np.stack(symbols).astype(np.int64)), torch.from_numpy(np.stack(scored)), segments[0]
@@ -39,18 +41,18 @@ class Lines(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """What ``predict`` goes on from."""
+    """The symbols that ``predict`` continues."""
 
     symbols: Tensor  # (n,), int64
 
 
 class Readers(Dataset):
-    """Readers that start evenly spread over a text and go on round and round, for training.
+    """Training readers: they start evenly spaced and read the text again and again, without end.
 
     Args:
         symbols: The text, (N,).
-        readers: Of all processes.
-        seed: Decides where the first reader starts. After a horizon, if there is one, readers start anywhere.
+        readers: Number of readers of all processes.
+        seed: Seed of the first reader's start and, after each horizon (if there is one), of all readers' new starts.
     """
 
     def __init__(self, symbols: np.ndarray, readers: int, seed: int):
@@ -68,14 +70,15 @@ class Readers(Dataset):
 
 
 class ScoredReaders(Dataset):
-    """Readers that share a text between them and begin ``context`` symbols early, so that each knows what came before.
+    """Validation and test readers: each scores its own part of the text.
 
-    Every symbol but the first is scored once. One reader is the paper's protocol; with more the text is read faster.
+    Every symbol except the first is scored once. All readers except the first begin ``context`` symbols before their
+    part. One reader is the paper's protocol; more are faster.
 
     Args:
         symbols: The text, (N,).
-        readers: Of all processes.
-        context: Symbols that a reader but the first sees before the first one that it is scored on.
+        readers: Number of readers of all processes.
+        context: Number of symbols that a reader sees before its first scored symbol.
     """
 
     def __init__(self, symbols: np.ndarray, readers: int, context: int):
@@ -91,7 +94,7 @@ class ScoredReaders(Dataset):
         return self.symbols.take(positions, mode="clip"), scored, segment
 
     def batches(self, length: int, rank: int, world_size: int) -> list[list[Key]]:
-        """Segments of so many steps, in order, for the readers of one process."""
+        """Return the keys of each batch, in order, for the readers of one process; a segment has ``length`` steps."""
         cuts = [*range(0, self.steps, length), self.steps]
         return [
             [(reader, Segment(0, start, stop, stop == self.steps)) for reader in range(rank, self.readers, world_size)]
@@ -100,29 +103,29 @@ class ScoredReaders(Dataset):
 
 
 class TextDataModule(MetaDataModule):
-    """A text for a language model, and a prompt of the user's for ``predict``.
+    """A text for a language model, and the prompt that ``predict`` continues.
 
     Args:
-        corpus: ``penn_treebank`` by characters, ``enwik8`` by bytes, or ``text8`` by characters, with their usual
-            training, validation and test parts.
+        corpus: ``penn_treebank`` (characters), ``enwik8`` (bytes) or ``text8`` (characters), with the usual training,
+            validation and test splits.
         root: Folder with ``ptb/`` or ``text/``.
-        source: ``paper`` insists on the corpus; ``stand-in`` takes the help text that comes with Python; ``auto`` takes
-            the corpus where it lies or can be downloaded, else the stand-in.
-        download: Whether to fetch the corpus into ``root`` where it is missing.
-        text: A file of the user's in the corpus's place: UTF-8, or bytes where the corpus is one of bytes; plain, .gz
-            or .zip. Its first 90 % are for training, 5 % each for validation and test.
-        prompt: What ``predict`` goes on from. None: the head of the test part.
-        batch_size: Readers of a process in training.
-        readers: Of all processes in validation and test. 1 is the paper's protocol, more are faster.
-        context: Symbols that each of those readers sees before its first score.
-        segment: Steps of a batch in validation and test; changes the score of dynamic evaluation alone.
-        val_symbols: Validate on so many symbols of the validation part. None: all.
-        test_symbols: Test on so many of the test part. None: all.
-        num_workers: Processes that cut segments; 0 cuts them in the training process.
-        seed: Decides where readers start.
+        source: ``paper`` requires the corpus; ``stand-in`` uses the help text that comes with Python; ``auto`` uses the
+            corpus if it is in ``root`` or can be downloaded, otherwise the stand-in.
+        download: Download the corpus into ``root`` if it is missing.
+        text: Your own text file instead of the corpus: UTF-8, or bytes with ``enwik8``; plain, .gz or .zip. The first
+            90 % are used for training, 5 % each for validation and test.
+        prompt: Text that ``predict`` continues. None: the beginning of the test split.
+        batch_size: Number of readers per process in training.
+        readers: Number of readers of all processes in validation and test. 1 is the paper's protocol; more are faster.
+        context: Number of symbols that each of those readers, except the first, sees before its first score.
+        segment: Steps per batch in validation and test. It only affects the score of dynamic evaluation.
+        val_symbols: Number of symbols to validate on. None: all.
+        test_symbols: Number of symbols to test on. None: all.
+        num_workers: Processes that load segments; 0 loads them in the training process.
+        seed: Seed of the readers' starts.
 
     Raises:
-        InputError: Where files are missing or damaged, a text is empty or too short, or the prompt is empty.
+        InputError: If files are missing or damaged, a text is empty or too short, or the prompt is empty.
     """
 
     def __init__(
@@ -150,7 +153,7 @@ class TextDataModule(MetaDataModule):
         self.batch_size = batch_size
         self.unit = "byte" if corpus == "enwik8" else "character"
 
-    collate = staticmethod(Lines.collate)
+    collate = staticmethod(TextBatch.collate)
 
     @property
     def users_data(self) -> str | None:
@@ -170,7 +173,7 @@ class TextDataModule(MetaDataModule):
 
     def make_sets(self, stage: str) -> None:
         h = self.hparams
-        if stage == "predict" and h.prompt is not None:  # no text is needed, so none has to be there
+        if stage == "predict" and h.prompt is not None:  # works without the corpus
             self.prompt = self._encode(h.prompt)
             return
         parts = self._read()
@@ -179,12 +182,14 @@ class TextDataModule(MetaDataModule):
         self.test_text = parts.test[: h.test_symbols]
         for name, part in (("training", parts.train), ("validation", self.val_text), ("test", self.test_text)):
             if len(part) < 2:
-                raise InputError(f"{self.data_name}: {len(part)} {self.unit}s for {name}: give a longer text")
+                raise InputError(
+                    f"{self.data_name} has {len(part)} {self.unit}s for {name}, fewer than 2: give a longer text"
+                )
         self.prompt = self.test_text[:200].astype(np.int64)
         self.test_name = "the test part" if h.test_symbols is None else f"the first {len(self.test_text):,} of its test"
         self.counts = {"test": len(self.test_text) - 1}  # symbols
 
-    def _read(self) -> text.Text:
+    def _read(self) -> text.TextSplits:
         h, kind = self.hparams, f"{self.unit}s"
         if h.text:
             self.data_name = f"{Path(h.text).name} by {kind}, 90/5/5 %"
@@ -202,7 +207,7 @@ class TextDataModule(MetaDataModule):
         return np.array(symbols, np.int64)
 
     def decode(self, symbols: list[int]) -> str:
-        """The text that symbols stand for; bytes that are not UTF-8 become replacement characters."""
+        """Convert symbols to text; bytes that are not UTF-8 become replacement characters."""
         if self.unit == "byte":
             return bytes(symbols).decode(errors="replace")
         return "".join(map(chr, symbols))
@@ -213,7 +218,7 @@ class TextDataModule(MetaDataModule):
         if len(self.train_text) < readers * longest:
             raise InputError(
                 f"{self.data_name} has {len(self.train_text):,} {self.unit}s for training, too few for {readers} "
-                f"readers of {longest} each: lower --data.batch_size or --schedule.unroll, or give a longer text"
+                f"readers with {longest} each: lower --data.batch_size or --schedule.unroll, or give a longer text"
             )
         readers = Readers(self.train_text, readers, self.hparams.seed)
         return self.loader(readers, batch_sampler=self.scheduled())
@@ -230,6 +235,8 @@ class TextDataModule(MetaDataModule):
     def _scored(self, symbols: np.ndarray, readers: int) -> DataLoader:
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         if readers < world_size:
-            raise InputError(f"data.readers is {readers} for {world_size} processes: each needs at least one")
+            raise InputError(
+                f"data.readers is {readers}, but each of {world_size} processes needs one: choose at least {world_size}"
+            )
         dataset = ScoredReaders(symbols, readers, self.hparams.context)
         return self.loader(dataset, batch_sampler=dataset.batches(self.hparams.segment, rank, world_size))

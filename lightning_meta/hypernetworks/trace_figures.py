@@ -1,4 +1,7 @@
-"""What a recurrent network does along a text or a line (Ha et al. 2016, figures 4, 5 and 7), in uint8 (3, H', W')."""
+"""Images of what a recurrent network computes along a sequence (Ha et al. 2016, figures 4, 5 and 7).
+
+Images are (3, H', W'), uint8.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,32 +10,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# The authors' colours, in their order; the gates' places in i, f, g, o.
+# The authors' colours and order; each gate's position in i, f, g, o.
 GATES = {"i": (0, (204, 0, 0)), "g": (2, (0, 153, 0)), "f": (1, (0, 102, 204)), "o": (3, (255, 204, 0))}
 _GIVEN, _WRITTEN, _PALE = (0, 90, 160), (30, 30, 30), (120, 120, 120)
-_CELL, _LINE, _ROW = 10, 20, 8  # pixels: width of a letter, height of a line of letters and of a row of cells
+_CELL, _LINE, _ROW = 10, 20, 8  # pixels: width of a character, height of a line of text and of a coloured row
 
 
 def annotated_text(
-    letters: Sequence[str], bits: Sequence[float | None], changes: Tensor | None, given: int, width: int = 80
+    characters: Sequence[str], bits: Sequence[float | None], changes: Tensor | None, given: int, width: int = 80
 ) -> Tensor:
-    """Draw a text with what each symbol cost the model, and how far its weights moved there.
+    """Draw a text with the cost of each symbol and the change of the weights at it.
 
-    Under each line of letters lies a grey row, black where a symbol took 8 bits, and then a row a gate: the more
-    colour, the larger the change of W_h when the symbol was read; a fiftieth of the passage's changes has full colour.
+    Below each line of text is a grey row, which is black for a symbol that cost 8 bits, and then a row for each gate.
+    Its colour is the stronger, the more W_h changed when the symbol was read; the largest 2 % have full colour.
 
     Args:
-        letters: n, one a symbol.
-        bits: n; None where a symbol was not predicted.
-        changes: (n, 4), of the gates i, f, g, o; None: no such rows.
-        given: How many of the letters were given (blue), not written by the model.
-        width: Letters of a line.
+        characters: n, one for each symbol.
+        bits: n costs; None for a symbol that was not predicted.
+        changes: Change of W_h of the gates i, f, g, o, (n, 4). None: no such rows.
+        given: Number of characters of the prompt; they are blue.
+        width: Characters per line.
     """
     from PIL import Image, ImageDraw
 
     rows = ["bits", *(GATES if changes is not None else ())]
     height = _LINE + len(rows) * _ROW + 8
-    lines = range(0, len(letters), width)
+    lines = range(0, len(characters), width)
     margin = 48
     page = Image.new("RGB", (margin + width * _CELL + 12, len(lines) * height + 12), "white")
     draw, font, small = ImageDraw.Draw(page), _mono(15), _mono(9)
@@ -41,13 +44,13 @@ def annotated_text(
         y = 8 + line * height
         for k, name in enumerate(rows):
             draw.text((margin - 6, y + _LINE + k * _ROW + _ROW // 2), name, _PALE, small, anchor="rm")
-        for i in range(start, min(start + width, len(letters))):
+        for i in range(start, min(start + width, len(characters))):
             x = margin + (i - start) * _CELL
             colour = _GIVEN if i < given else _WRITTEN
-            letter = {"\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\t": "\N{RIGHTWARDS ARROW}"}.get(
-                letters[i], letters[i]
+            character = {"\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\t": "\N{RIGHTWARDS ARROW}"}.get(
+                characters[i], characters[i]
             )
-            draw.text((x + _CELL // 2, y + _LINE // 2), letter, colour, font, anchor="mm")
+            draw.text((x + _CELL // 2, y + _LINE // 2), character, colour, font, anchor="mm")
             amounts = [(min(1.0, (bits[i] or 0) / 8), (0, 0, 0))]
             if scale is not None:
                 amounts += [(scale[i, gate].item(), full) for gate, full in GATES.values()]
@@ -61,17 +64,21 @@ def annotated_text(
 def annotated_line(
     points: np.ndarray, lifted: np.ndarray, changes: Tensor, size: tuple[int, int] = (640, 90)
 ) -> Tensor:
-    """Draw a line of handwriting five times: in ink, and once for each gate, in colour where its weights moved.
+    """Draw a line of handwriting five times: in ink, and once for each gate, coloured by the change of its weights.
 
     Args:
-        points: (T, 2), where the pen was.
-        lifted: (T,), bool: whether it was lifted after the point.
-        changes: (T, 4), of the gates i, f, g, o; a fiftieth of the line's changes has full colour.
-        size: Width and height of each drawing in pixels, at the most; the line is made to fit.
+        points: Positions of the pen, (T, 2).
+        lifted: Whether the pen is lifted after the point, (T,), bool.
+        changes: Change of W_h of the gates i, f, g, o, (T, 4); the largest 2 % have full colour.
+        size: Largest width and height of each drawing in pixels; the line is scaled to fit.
     """
     from PIL import Image, ImageDraw
 
-    (width, height), margin, sharp = size, 24, 3  # drawn in three times the size, then reduced: Pillow does not smooth
+    (width, height), margin, sharp = (
+        size,
+        24,
+        3,
+    )  # drawn at three times the size and reduced, as Pillow does not antialias
     low, high = points.min(0), points.max(0)
     zoom = min((np.array([width - 2 * margin, height - 24]) / np.maximum(high - low, 1e-9)).min(), 4.0)
     places = ((points - (low + high) / 2 * [0, 1] - low * [1, 0]) * zoom + [margin + 16, height / 2]) * sharp
@@ -90,7 +97,7 @@ def annotated_line(
 
 
 def histogram(values: Tensor, bins: int = 20) -> Tensor:
-    """Draw which part of the values of tanh(c_t), of all units and steps, lies in each of the bins of [-1, 1]."""
+    """Draw a histogram of tanh(c_t) over all units and steps, with bins from -1 to 1."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
@@ -106,12 +113,12 @@ def histogram(values: Tensor, bins: int = 20) -> Tensor:
 
 
 def _opacity(changes: Tensor) -> Tensor:
-    """0 to 1. The largest changes, as the first ones from an empty state are, would leave the others pale."""
+    """Scale changes to 0 to 1. The largest 2 %, such as the first steps, get 1; otherwise all others would be pale."""
     return (changes / changes.quantile(0.98).clamp(min=1e-12)).clamp(max=1)
 
 
 def _mono(size: int):
-    """A font with one width, and with more letters than most."""
+    """Load a monospaced font that has many characters."""
     import matplotlib
     from PIL import ImageFont
 

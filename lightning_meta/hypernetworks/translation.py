@@ -1,6 +1,6 @@
-"""Machine translation with LSTMs and HyperLSTMs (Ha et al. 2016, section 4.6): GNMT's model and search, trained anew.
+"""Machine translation with LSTMs and HyperLSTMs (Ha et al. 2016, section 4.6), after GNMT.
 
-Letters as in ``translator.py``: B sentences, S pieces of a source sentence, T of a target one.
+Letters as in ``translator.py``: B sentences, S subwords of a source sentence, T of a target sentence.
 """
 
 from typing import Any, NamedTuple
@@ -13,50 +13,52 @@ from torchmetrics.text import SacreBLEUScore
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.recurrent import Network
 from lightning_meta.hypernetworks.translation_data import Sentences, dictionary, padded, spread, unigram_nats
-from lightning_meta.hypernetworks.translation_figures import attention_picture
+from lightning_meta.hypernetworks.translation_figures import attention_image
 from lightning_meta.hypernetworks.translator import Hypotheses, Translator
 from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, constant, cosine
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import PRECISE, Mean
-from lightning_meta.sources.subwords import EOS, PAD, UNKNOWN, Pieces
+from lightning_meta.sources.subwords import EOS, PAD, UNKNOWN, Subwords
 
-PICTURES = 8  # sentences whose attention ``predict`` draws
-_KNOWN = 10_000  # training pairs that the trivial baselines learn from
+DRAWN = 8  # number of sentences whose attention ``predict`` draws
+_BASELINE_PAIRS = 10_000  # number of training pairs that the baselines learn from
 
 
 class Translated(NamedTuple):
-    """A sentence, and how it was translated."""
+    """A translation."""
 
     text: str
-    source: list[str]  # S: pieces of the sentence that was given
-    target: list[str]  # T: pieces of its translation
+    source: list[str]  # S subwords of the source sentence
+    target: list[str]  # T subwords of the translation
     attention: Tensor  # (T, S)
 
 
 class Translation(Experiment):
-    """Trains a translator on pairs of sentences.
+    """Trains a translator on parallel text.
 
-    The word pieces that it knows are learned from the sentences that it is first trained on, and are part of its
-    checkpoints.
+    The subwords are learned from the first training set and stored in checkpoints.
 
     Args:
-        pieces: Of both languages together (paper: 32,000).
+        pieces: Size of the vocabulary of subwords, for both languages together (paper: 32,000).
         network: ``lstm`` or ``hyper_lstm``.
-        hidden_size: Units of a layer (paper: 1,024).
-        encoder_layers: At least 2; the first one reads in both directions (paper: 8).
-        decoder_layers: At least 2 (paper: 8).
-        piece_size: Numbers that stand for a piece.
-        layer_norm: Layer norm in all cells, the small ones too.
+        hidden_size: Units of each layer (paper: 1,024).
+        encoder_layers: Number of encoder layers, at least 2; the first is bidirectional (paper: 8).
+        decoder_layers: Number of decoder layers, at least 2 (paper: 8).
+        piece_size: Size of a subword's embedding.
+        layer_norm: Use layer norm in all cells, including a HyperLSTM's small LSTM.
         hyper_size: Units of a HyperLSTM's small LSTM.
-        embedding_size: Numbers of each of its embeddings.
-        init: Its start, ``paper`` or ``broken-symmetry``.
-        dropout: Of what enters a layer.
+        embedding_size: Size of each embedding z of a HyperLSTM.
+        init: Initialisation of a HyperLSTM, ``paper`` or ``broken-symmetry``.
+        dropout: Dropout probability at the input of each layer.
         lr: Adam's learning rate.
-        lr_decay: Whether it falls to zero along a cosine.
-        beam: Hypotheses that test and ``predict`` follow; validation is greedy.
-        length_penalty: The more, the longer a translation may be (GNMT's alpha).
-        coverage_penalty: For parts of the source that no piece looked at (GNMT's beta).
+        lr_decay: Decay the learning rate to zero along a cosine.
+        beam: Beam width in test and ``predict``; validation uses greedy search.
+        length_penalty: Larger values favour longer translations (GNMT's alpha).
+        coverage_penalty: Penalty for source subwords without attention (GNMT's beta).
+
+    Raises:
+        InputError: If an option is out of range.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class Translation(Experiment):
             )
         except ValueError as error:
             raise InputError(f"model: {error}") from error
-        self.vocabulary: Pieces | None = None
+        self.vocabulary: Subwords | None = None
         self.costs = nn.ModuleDict({name: Mean() for name in ("val", "test")})
         self.bleu = nn.ModuleDict({name: SacreBLEUScore() for name in ("val", "beam", "greedy", "words", "copy")})
 
@@ -111,16 +113,16 @@ class Translation(Experiment):
         checkpoint["pieces"] = torch.frombuffer(bytearray(self.vocabulary.model), dtype=torch.uint8)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.vocabulary = Pieces(bytes(checkpoint["pieces"].tolist()))
+        self.vocabulary = Subwords(bytes(checkpoint["pieces"].tolist()))
 
     def on_fit_start(self) -> None:
         if self.vocabulary is None:
-            self.vocabulary = self.trainer.datamodule.learn_pieces(self.hparams.pieces)
+            self.vocabulary = self.trainer.datamodule.learn_subwords(self.hparams.pieces)
 
     def training_step(self, batch: Sentences, batch_idx: int) -> Tensor:
         nats = self.translator(batch.source, batch.target)
         self.log("train/log_perplexity", nats.sum() / (batch.target != PAD).sum(), prog_bar=True, batch_size=_n(batch))
-        return nats.sum(0).mean()  # of whole sentences: the same however they are shared between processes
+        return nats.sum(0).mean()  # a mean over sentences: independent of how they are split over processes
 
     def validation_step(self, batch: Sentences, batch_idx: int) -> None:
         self._log_cost("val", batch)
@@ -130,7 +132,7 @@ class Translation(Experiment):
         self._log_bleu("val", "val/bleu")
 
     def on_test_start(self) -> None:
-        data, known = self.trainer.datamodule, spread(self.trainer.datamodule.train, _KNOWN)
+        data, known = self.trainer.datamodule, spread(self.trainer.datamodule.train, _BASELINE_PAIRS)
         encoded = (self.vocabulary.encode(part.target) for part in (known, data.test))
         self.unigram = unigram_nats(*encoded, len(self.vocabulary))
         self.words = dictionary(known)
@@ -168,21 +170,21 @@ class Translation(Experiment):
         self.bleu[name].reset()
 
     def _search(self, source: Tensor, beam: int | None = None) -> Hypotheses:
-        """The best translations of sentences (S, B); at most twice as many pieces as in the source, and 10."""
+        """Translate sentences (S, B), with at most 10 subwords more than twice those of the source."""
         h, longest = self.hparams, 2 * (source != PAD).sum(0) + 10
         return self.translator.search(source, longest, beam or h.beam, h.length_penalty, h.coverage_penalty)
 
     def _texts(self, found: Hypotheses) -> list[str]:
-        return self.vocabulary.decode([_before_end(pieces) for pieces in found.pieces.t().tolist()])
+        return self.vocabulary.decode([_before_end(subwords) for subwords in found.subwords.t().tolist()])
 
     @torch.no_grad()
     def translate(self, sentences: list[str], beam: int | None = None, batch_size: int = 32) -> list[Translated]:
-        """Translates sentences; call ``eval()`` first.
+        """Translate sentences. Call ``eval()`` first.
 
         Args:
-            sentences: None of them empty.
-            beam: Hypotheses to follow. None: as the model was told.
-            batch_size: Sentences at once; those of about one length go together.
+            sentences: Source sentences, not empty.
+            beam: Beam width. None: ``model.beam``.
+            batch_size: Sentences per batch; sentences of similar lengths form a batch.
         """
         encoded = self.vocabulary.encode(sentences)
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
@@ -191,29 +193,29 @@ class Translation(Experiment):
             some = order[start : start + batch_size]
             source = padded(encoded[i] for i in some).to(self.device)
             found = self._search(source, beam)
-            columns = zip(some, self._texts(found), found.pieces.t().tolist(), found.attention, strict=True)
-            for i, text, pieces, attention in columns:
-                read, written = [*encoded[i], EOS], [*_before_end(pieces), EOS]
+            columns = zip(some, self._texts(found), found.subwords.t().tolist(), found.attention, strict=True)
+            for i, text, subwords, attention in columns:
+                read, written = [*encoded[i], EOS], [*_before_end(subwords), EOS]
                 names = self.vocabulary.spell(read), self.vocabulary.spell(written)
                 done[i] = Translated(text, *names, attention[: len(written), : len(read)])
         return [done[i] for i in range(len(sentences))]
 
     def pictures(self, batch: Sentences) -> dict[str, Tensor]:
-        """Where the model looks as it translates the batch's first three sentences, uint8 (3, H', W')."""
+        """Draw the attention on the batch's first three sentences, uint8 (3, H', W')."""
         return self._draw(self.translate(batch.texts.source[:3], 1))
 
     def predict_step(self, batch: list[str], batch_idx: int) -> dict[str, Tensor | str]:
-        """A line for each sentence, it and its translation with a tab between them, and attention, by file name."""
+        """Return files: one line per sentence with its translation, separated by a tab, and images of the attention."""
         if any(UNKNOWN in sentence for sentence in self.vocabulary.encode(batch)):
-            rank_zero_warn("some characters were in none of the sentences that the model was trained on")
+            rank_zero_warn("some characters are unknown: they were in none of the training sentences")
         found = self.translate(batch, batch_size=self.trainer.datamodule.batch_size)
         lines = [f"{text}\t{translated.text}\n" for text, translated in zip(batch, found, strict=True)]
-        pictures = {f"{name}.png": picture for name, picture in self._draw(found[:PICTURES]).items()}
+        pictures = {f"{name}.png": picture for name, picture in self._draw(found[:DRAWN]).items()}
         return {"translations.txt": "".join(lines)} | pictures
 
     def _draw(self, found: list[Translated]) -> dict[str, Tensor]:
         return {
-            f"attention_{number}": attention_picture(sentence.attention, sentence.source, sentence.target)
+            f"attention_{number}": attention_image(sentence.attention, sentence.source, sentence.target)
             for number, sentence in enumerate(found, 1)
         }
 
@@ -222,5 +224,5 @@ def _n(batch: Sentences) -> int:
     return batch.source.shape[1]
 
 
-def _before_end(pieces: list[int]) -> list[int]:
-    return pieces[: pieces.index(EOS)]
+def _before_end(subwords: list[int]) -> list[int]:
+    return subwords[: subwords.index(EOS)]

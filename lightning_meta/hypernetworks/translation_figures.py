@@ -1,4 +1,4 @@
-"""Where a translator looks in the source sentence at each piece that it writes, uint8 (3, H', W')."""
+"""Images of a translator's attention, uint8 (3, H', W')."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,22 @@ import torch
 from torch import Tensor
 
 
-def attention_picture(weights: Tensor, source: Sequence[str], target: Sequence[str]) -> Tensor:
-    """Draw attention as a matrix: a row for each piece of the translation, a column for each of the source.
+def attention_image(weights: Tensor, source: Sequence[str], target: Sequence[str]) -> Tensor:
+    """Draw attention weights as a matrix: one row per target subword, one column per source subword.
 
     White is 0, dark blue is 1.
 
     Args:
         weights: (T, S).
-        source: S pieces, written on top.
-        target: T pieces, written on the left.
+        source: S subwords, above the columns.
+        target: T subwords, left of the rows.
+
+    Returns:
+        Image (3, H', W'), uint8.
+
+    >>> import torch
+    >>> attention_image(torch.eye(2), ["a", "b"], ["c", "d"]).dtype
+    torch.uint8
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

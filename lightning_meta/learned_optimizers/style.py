@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_meta.drawing.sheets import picture_sheet
+from lightning_meta.drawing.sheets import image_sheet
 from lightning_meta.learned_optimizers.learning_to_learn import OURS, LearningToLearn
 from lightning_meta.learned_optimizers.problems import StyleTransfers
 from lightning_meta.learned_optimizers.unroll import unroll
@@ -37,7 +37,7 @@ class LearningStyle(LearningToLearn):
     def _sheet(self, batch: StyleTransfers, runs: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
         best = min(list(runs)[1:], key=lambda rule: runs[rule][0][-1].mean().nan_to_num(torch.inf), default=OURS)
         results = {rule: runs[rule][1].view_as(batch.contents) for rule in dict.fromkeys((OURS, best))}
-        return picture_sheet(
+        return image_sheet(
             [
                 {"content": content, "style": batch.style[0]} | {rule: result[j] for rule, result in results.items()}
                 for j, content in enumerate(batch.contents)

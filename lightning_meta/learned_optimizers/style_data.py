@@ -122,7 +122,7 @@ class StyleDataModule(InnerProblemsDataModule):
     def image_paths(self) -> tuple[list[Path], list[Path]]:
         """The content images and the style images below ``root``."""
         folders = (Path(self.hparams.root) / "art" / name for name in ("content", "style"))
-        contents, styles = (image_files.picture_paths(f) if f.is_dir() else [] for f in folders)
+        contents, styles = (image_files.image_paths(f) if f.is_dir() else [] for f in folders)
         return contents, styles
 
     @property
@@ -140,8 +140,8 @@ class StyleDataModule(InnerProblemsDataModule):
         self.data_name, self.test_name = f"{self.data_name}; {sentence}", "new contents"
         self.add_sets()
         if stage == "predict" and (h.content or h.style):
-            content = image_files.read_picture(h.content) if h.content else self.splits["test"][0]
-            style = image_files.read_picture(h.style) if h.style else self.styles["training"]
+            content = image_files.read_image(h.content) if h.content else self.splits["test"][0]
+            style = image_files.read_image(h.style) if h.style else self.styles["training"]
             self.sets["predict"] = UsersStyleSet(self.features, content, style, h.size)
 
     def read(self) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
@@ -165,11 +165,11 @@ class StyleDataModule(InnerProblemsDataModule):
             splits = {"train": contents, "tune": contents, "val": contents, "test": new, "predict": new}
             return splits, styles
         held_out = 120 if len(contents) >= 1920 else max(1, len(contents) // 6)
-        contents = [image_files.read_picture(path) for path in contents]
+        contents = [image_files.read_image(path) for path in contents]
         train, test = contents[:-held_out], contents[-held_out:]
         val, test = (test[:20], test[20:]) if held_out == 120 else (train, test)
         splits = {"train": train, "tune": train, "val": val, "test": test, "predict": test}
-        style, new = (image_files.read_picture(path) for path in styles[:2])
+        style, new = (image_files.read_image(path) for path in styles[:2])
         self.data_name = f"{len(contents)} pictures, style of {styles[0].name}"
         return splits, {"training": style, "new": new}
 

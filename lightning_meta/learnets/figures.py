@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from lightning_meta.drawing.sheets import picture_sheet
+from lightning_meta.drawing.sheets import image_sheet
 
 RIGHT, WRONG, UNKNOWN, PLAIN = (0.15, 0.65, 0.3), (0.85, 0.15, 0.15), (0.6, 0.6, 0.6), (1.0, 1.0, 1.0)
 RANKS = ("best", "2nd", "3rd", "4th", "5th")
@@ -65,7 +65,7 @@ def answer_sheet(exemplars: Tensor, queries: Tensor, scores: Tensor, labels: Ten
             colour = UNKNOWN if label < 0 else RIGHT if w == label else WRONG if rank == "best" else PLAIN
             row[rank] = framed(ink_image(exemplars[w]), colour)
         rows.append(row)
-    return picture_sheet(rows)
+    return image_sheet(rows)
 
 
 def response_sheet(exemplars: Tensor, query: Tensor, filters: Tensor, responses: Tensor) -> Tensor:
@@ -88,4 +88,4 @@ def response_sheet(exemplars: Tensor, query: Tensor, filters: Tensor, responses:
     for z, written, maps in zip(exemplars, filters, responses, strict=True):
         row = {"z": ink_image(z), "filters w(z)": filter_grid(written, largest), "x": ink_image(query)}
         rows.append(row | {f"response {c}": signed_image(maps[c], most) for c in chosen})
-    return picture_sheet(rows)
+    return image_sheet(rows)

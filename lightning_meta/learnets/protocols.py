@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.sources.tracks import Track
-from lightning_meta.storage.atomic import whole
+from lightning_meta.storage.atomic import atomic_write
 
 SKIP = 5  # frames from a failure to the next start
 BURN_IN = 10  # frames that the accuracy ignores after a start, the start included: they are too easy
@@ -185,7 +185,7 @@ def write_vot(path: str | Path, run: SupervisedRun) -> None:
         ",".join(f"{number:.4f}" for number in box) if outcome == TRACKED else str(outcome)
         for outcome, box in zip(run.outcomes.tolist(), run.boxes.tolist(), strict=True)
     ]
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text("".join(f"{line}\n" for line in lines))
 
 

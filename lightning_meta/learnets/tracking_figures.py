@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
 from lightning_meta.drawing.canvas import to_image, to_tensor
-from lightning_meta.drawing.sheets import picture_sheet
+from lightning_meta.drawing.sheets import image_sheet
 from lightning_meta.learnets.figures import filter_grid
 from lightning_meta.learnets.tracker import STRIDE, UPSAMPLING, peaks, upsample
 
@@ -51,7 +51,7 @@ def triplet_sheet(
         row["search x"] = search
         row["scores"] = _with_rings(torch.stack([faded + strength, faded, faded]), {FOUND: found, TRUE: centres[i]})
         rows.append(row)
-    return picture_sheet(rows, scale=1)
+    return image_sheet(rows, scale=1)
 
 
 def with_boxes(frames: Iterable[Tensor], boxes: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from lightning_meta.drawing.files import write_gif, write_mp4, write_png
 from lightning_meta.running.machine import commit, device_name
 from lightning_meta.running.measures import amounts, recorded
-from lightning_meta.storage.atomic import whole, write_text
+from lightning_meta.storage.atomic import atomic_write, write_text
 from lightning_meta.storage.checkpoints import read_checkpoint
 
 
@@ -69,7 +69,7 @@ class Record(Callback):
             Console().print(table)
         if not trainer.fast_dev_run:
             folder.mkdir(parents=True, exist_ok=True)
-            with whole(folder / "results.json") as part:
+            with atomic_write(folder / "results.json") as part:
                 part.write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -21,7 +21,7 @@ from lightning_meta.errors import InputError
 from lightning_meta.seeding import generator
 from lightning_meta.sources.archives import archive_members
 from lightning_meta.sources.download import download
-from lightning_meta.sources.image_files import decode, is_picture, picture_paths
+from lightning_meta.sources.image_files import decode, image_paths, is_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,7 +197,7 @@ def own_alphabets(folder: str | Path, size: int = 28) -> list[OwnAlphabet]:
         for part in ("examples", "queries"):
             if not (place / part).is_dir():
                 raise InputError(f"{place} has no folder {part}: put images into {layout}")
-        examples, queries = picture_paths(place / "examples"), picture_paths(place / "queries")
+        examples, queries = image_paths(place / "examples"), image_paths(place / "queries")
         classes = [path.stem for path in examples]
         for path in examples:
             if classes.count(path.stem) > 1:
@@ -356,7 +356,7 @@ def _contents(root: str | Path, name: str) -> Iterator[tuple[PurePosixPath, str,
     folder, archive = place / name, place / f"{name}.zip"
 
     def wanted(path: PurePosixPath) -> bool:
-        return is_picture(path) or path.name == "class_labels.txt"
+        return is_image(path) or path.name == "class_labels.txt"
 
     empty = True
     if os.path.lexists(folder):

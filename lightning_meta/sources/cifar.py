@@ -16,7 +16,7 @@ from lightning_meta.sources import restricted_pickle
 from lightning_meta.sources.archives import AGAIN, archive_members, reason
 from lightning_meta.sources.digits import small_digits
 from lightning_meta.sources.download import download
-from lightning_meta.sources.image_files import bundled_photographs, decode, is_picture
+from lightning_meta.sources.image_files import bundled_photographs, decode, is_image
 
 _FOLDER, _ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 _BATCHES = {True: [f"data_batch_{i}" for i in range(1, 6)], False: ["test_batch"]}
@@ -231,7 +231,7 @@ def _from_folder(path: Path, split: str | None) -> dict[str, dict[str, Path]]:
     root = path / split if split and (path / split).is_dir() else path
     try:
         folders = [folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-        return {folder.name: {str(file): file for file in folder.iterdir() if is_picture(file)} for folder in folders}
+        return {folder.name: {str(file): file for file in folder.iterdir() if is_image(file)} for folder in folders}
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}): choose a folder you can read") from error
 
@@ -240,7 +240,7 @@ def _from_archive(path: Path, split: str | None) -> dict[str, dict[str, bytes]]:
     """Return for each class its images: names for error messages, and contents."""
 
     def wanted(name: PurePosixPath) -> bool:
-        return is_picture(name) and (len(name.parts) == 2 or (len(name.parts) == 3 and name.parts[0] == split))
+        return is_image(name) and (len(name.parts) == 2 or (len(name.parts) == 3 and name.parts[0] == split))
 
     below, top = {}, {}  # classes in the split's folder, and outside it
     for name, content in archive_members(path, wanted):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM")
 
 
-def read_picture(path: str | Path) -> Tensor:
+def read_image(path: str | Path) -> Tensor:
     """Read an image (PNG, JPG, GIF, WebP, TIFF, BMP or PPM) as a viewer shows it.
 
     The image is rotated as its EXIF orientation says, transparent pixels are blended with white, 16 bits are reduced to
@@ -47,7 +47,7 @@ def read_picture(path: str | Path) -> Tensor:
 
 
 def decode(file: str | Path | BinaryIO, name: str | Path) -> "Image":
-    """Decode an image to Pillow's RGB, as ``read_picture`` describes.
+    """Decode an image to Pillow's RGB, as ``read_image`` describes.
 
     Args:
         file: The encoded image, or its path.
@@ -76,7 +76,7 @@ def decode(file: str | Path | BinaryIO, name: str | Path) -> "Image":
         raise InputError(f"{name} cannot be decoded ({error}): replace or remove it") from error
 
 
-def picture_paths(folder: str | Path) -> list[Path]:
+def image_paths(folder: str | Path) -> list[Path]:
     """Return the PNG, JPG and WebP images of a folder, in natural order (``frame2`` before ``frame10``).
 
     Hidden files and other kinds of file are skipped.
@@ -90,18 +90,18 @@ def picture_paths(folder: str | Path) -> list[Path]:
         raise InputError(
             f"{folder} cannot be read ({error.strerror}): give a folder of PNG, JPG or WebP images"
         ) from error
-    paths = [path for path in paths if is_picture(path)]
+    paths = [path for path in paths if is_image(path)]
     if not paths:
         raise InputError(f"{folder} holds no PNG, JPG or WebP images: put some there or give another folder")
     return sorted(paths, key=_natural)
 
 
-def is_picture(path: PurePath) -> bool:
+def is_image(path: PurePath) -> bool:
     """Return whether the name is that of a PNG, JPG or WebP image and not hidden.
 
     Example:
         >>> from pathlib import PurePath
-        >>> is_picture(PurePath("a/cat.JPG")), is_picture(PurePath("a/.cat.jpg"))
+        >>> is_image(PurePath("a/cat.JPG")), is_image(PurePath("a/.cat.jpg"))
         (True, False)
     """
     return path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and not path.name.startswith(".")
@@ -125,7 +125,7 @@ def bundled_photographs() -> dict[str, Tensor]:
     for name in ("china", "flower"):
         pictures[name] = torch.from_numpy(load_sample_image(f"{name}.jpg").copy()).movedim(-1, 0).contiguous()
     for name, file in (("grace_hopper", "grace_hopper.jpg"), ("minduka", "Minduka_Present_Blue_Pack.png")):
-        pictures[name] = read_picture(get_sample_data(file, asfileobj=False))
+        pictures[name] = read_image(get_sample_data(file, asfileobj=False))
     return pictures
 
 

@@ -40,7 +40,7 @@ _HOW_TO_GET = (
 )
 
 
-class Pairs(NamedTuple):
+class ParallelText(NamedTuple):
     """Aligned sentences, none of them empty: ``target[i]`` is the translation of ``source[i]``."""
 
     source: list[str]
@@ -50,9 +50,9 @@ class Pairs(NamedTuple):
 class Corpus(NamedTuple):
     """A parallel corpus in three splits."""
 
-    train: Pairs
-    val: Pairs
-    test: Pairs
+    train: ParallelText
+    val: ParallelText
+    test: ParallelText
     dropped: int = 0  # training pairs left out because one of their sides is empty
 
 
@@ -78,7 +78,7 @@ def wmt14(root: str | Path, limit: int | None = None) -> Corpus:
     train, *rest = (_files(folder, name, "en", "fr", by_hand) for name in _WMT14)
     pairs, dropped = _read(*train, drop_empty=True, limit=limit)
     val, more, test = (aligned(*files) for files in rest)
-    return Corpus(pairs, Pairs(val.source + more.source, val.target + more.target), test, dropped)
+    return Corpus(pairs, ParallelText(val.source + more.source, val.target + more.target), test, dropped)
 
 
 def has_wmt14(root: str | Path) -> bool:
@@ -164,7 +164,7 @@ def folder(path: str | Path, source: str = "en", target: str = "fr", test: str |
     return Corpus(pairs, aligned(*val), aligned(*test), dropped)
 
 
-def aligned(source: str | Path, target: str | Path) -> Pairs:
+def aligned(source: str | Path, target: str | Path) -> ParallelText:
     """Read two files, plain or ``.gz``, whose lines are translations of each other. Whitespace at the ends is removed.
 
     Raises:
@@ -234,8 +234,8 @@ def _multi30k_by_hand(root: str | Path) -> str:
     )
 
 
-def _pairs(pairs: Iterable[tuple[str, str]]) -> Pairs:
-    return Pairs(*map(list, zip(*pairs, strict=True)))
+def _pairs(pairs: Iterable[tuple[str, str]]) -> ParallelText:
+    return ParallelText(*map(list, zip(*pairs, strict=True)))
 
 
 def _present(folder: Path, name: str) -> Path | None:
@@ -252,9 +252,9 @@ def _files(folder: Path, name: str, source: str, target: str, how: str) -> tuple
     return tuple(paths)
 
 
-def _read(source: Path, target: Path, drop_empty: bool, limit: int | None = None) -> tuple[Pairs, int]:
+def _read(source: Path, target: Path, drop_empty: bool, limit: int | None = None) -> tuple[ParallelText, int]:
     """Return the pairs of the first ``limit`` lines, and the number of dropped pairs."""
-    pairs, dropped = Pairs([], []), 0
+    pairs, dropped = ParallelText([], []), 0
     sources, targets = _lines(source), _lines(target)
     for number, pair in enumerate(zip_longest(islice(sources, limit), islice(targets, limit)), 1):
         if None in pair:

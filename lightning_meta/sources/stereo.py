@@ -17,7 +17,7 @@ import numpy as np
 from lightning_meta.errors import InputError
 from lightning_meta.sources.archives import AGAIN
 from lightning_meta.sources.arrays import open_npz
-from lightning_meta.sources.image_files import FORMATS, decode, is_picture, picture_paths
+from lightning_meta.sources.image_files import FORMATS, decode, image_paths, is_image
 
 # Names of the folders of left and right views, and of the folder of the left views' disparities
 _FOLDERS = {
@@ -113,7 +113,7 @@ class StereoPair(NamedTuple):
         return Views(left, right, *disparities)
 
     def _read_disparity(self, path: Path, view: np.ndarray) -> np.ndarray:
-        if is_picture(path):
+        if is_image(path):
             values = _read_levels(path)
             known = _MIDDLEBURY_SCALES if self.left.stem == "im2" else {}
             scale = known.get(view.shape, self.scale)
@@ -194,7 +194,7 @@ def _in_folders(folder: Path, below: list[str], scale: float | None) -> list[Ste
         for name, other in (names, names[::-1]):
             if name not in below:
                 raise InputError(f"{folder / other} has no folder {name} beside it: put the other views there")
-        left, right = ({path.stem: path for path in picture_paths(folder / name)} for name in names)
+        left, right = ({path.stem: path for path in image_paths(folder / name)} for name in names)
         for stem in left.keys() ^ right.keys():
             has, lacks = (left, names[1]) if stem in left else (right, names[0])
             raise InputError(f"{has[stem]} has no partner of that name in {folder / lacks}: add or remove one")
@@ -208,7 +208,7 @@ def _in_folders(folder: Path, below: list[str], scale: float | None) -> list[Ste
 def _in_files(folder: Path, files: list[str], scale: float | None) -> list[StereoPair]:
     """Return the pairs of the first row of file names in ``_FILES`` that exists."""
     paths = [folder / name for name in sorted(files)]
-    images = {path.stem: path for path in paths if is_picture(path)}
+    images = {path.stem: path for path in paths if is_image(path)}
     truths = _disparity_files(paths)
     for left, right, *disparities in _FILES:
         prefixes = {stem.removesuffix(name) for name in (left, right) for stem in images if stem.endswith(name)}

@@ -14,7 +14,7 @@ PAD, BOS, EOS, UNKNOWN = range(4)  # special tokens: the first four of every voc
 _LINES = 2_000_000  # number of sentences of each text to train on
 
 
-def train_pieces(texts: Iterable[Sequence[str]], size: int, byte_fallback: bool = True) -> bytes:
+def train_subwords(texts: Iterable[Sequence[str]], size: int, byte_fallback: bool = True) -> bytes:
     """Train a vocabulary by byte pair encoding (Sennrich et al. 2016). The result is deterministic.
 
     Args:
@@ -31,7 +31,7 @@ def train_pieces(texts: Iterable[Sequence[str]], size: int, byte_fallback: bool 
         InputError: If the texts are too small for this size or have too many characters; the error gives the limit.
 
     Example:
-        >>> pieces = Pieces(train_pieces([["the cat", "the dog", "a cat"]], size=20, byte_fallback=False))
+        >>> pieces = Subwords(train_subwords([["the cat", "the dog", "a cat"]], size=20, byte_fallback=False))
         >>> len(pieces), pieces.decode(pieces.encode(["the cat"]))
         (20, ['the cat'])
     """
@@ -65,11 +65,11 @@ def train_pieces(texts: Iterable[Sequence[str]], size: int, byte_fallback: bool 
     return model.getvalue()
 
 
-class Pieces:
+class Subwords:
     """A subword vocabulary, which encodes and decodes sentences.
 
     Args:
-        model: Result of ``train_pieces``, stored as ``model`` for checkpoints (130 kB for 8,000 subwords).
+        model: Result of ``train_subwords``, stored as ``model`` for checkpoints (130 kB for 8,000 subwords).
 
     Raises:
         InputError: If ``model`` is something else.
@@ -79,7 +79,7 @@ class Pieces:
         from sentencepiece import SentencePieceProcessor
 
         self.model = model
-        wrong = "this is no vocabulary made by train_pieces: train it again"
+        wrong = "this is no vocabulary made by train_subwords: train it again"
         try:
             self._processor = learned = SentencePieceProcessor(model_proto=model, num_threads=1)
         except (RuntimeError, UnicodeDecodeError) as error:  # the second comes from decoding the error message

@@ -32,7 +32,7 @@ _WIKIPEDIA_SIZE = 100_000_000  # bytes
 _LARGEST = 2**30  # bytes of one unpacked file
 
 
-class Text(NamedTuple):
+class TextSplits(NamedTuple):
     """The three consecutive parts of one text."""
 
     train: np.ndarray  # (N,), uint32 or uint8
@@ -40,7 +40,7 @@ class Text(NamedTuple):
     test: np.ndarray
 
 
-def penn_treebank(root: str | Path) -> Text:
+def penn_treebank(root: str | Path) -> TextSplits:
     """Read Penn Treebank as characters, in the split of Mikolov et al. (2012).
 
     Words are separated by one space and sentences by one newline. The spaces at the two ends of each line of Mikolov's
@@ -67,7 +67,7 @@ def penn_treebank(root: str | Path) -> Text:
             characters = characters.replace(" ", "").replace("_", " ")
         lines = characters.removesuffix("\n").split("\n")
         parts.append(_code_points("".join(f"{line.strip(' ')}\n" for line in lines)))
-    return _with_at_most(_PTB_SYMBOLS, Text(*parts), "Penn Treebank", folder)
+    return _with_at_most(_PTB_SYMBOLS, TextSplits(*parts), "Penn Treebank", folder)
 
 
 def has_penn_treebank(root: str | Path) -> bool:
@@ -106,7 +106,7 @@ def download_penn_treebank(root: str | Path) -> None:
     download("Penn Treebank", fetch, [f"ptb/{name}" for name in _PTB_FILES], root, _ptb_by_hand(root))
 
 
-def wikipedia(root: str | Path, name: str) -> Text:
+def wikipedia(root: str | Path, name: str) -> TextSplits:
     """Read 100 MB of the English Wikipedia of 2006 (Mahoney; the data of the Hutter Prize).
 
     Args:
@@ -157,7 +157,7 @@ def download_wikipedia(root: str | Path, name: str) -> None:
     download(name, fetch, [f"text/{name}.zip"], root, by_hand)
 
 
-def own_text(path: str | Path, kind: str) -> Text:
+def own_text(path: str | Path, kind: str) -> TextSplits:
     """Read any text file. The first 90 % are for training, the next 5 % for validation and the last 5 % for test.
 
     Args:
@@ -177,7 +177,7 @@ def own_text(path: str | Path, kind: str) -> Text:
     return _split(symbols)
 
 
-def help_text(kind: str) -> Text:
+def help_text(kind: str) -> TextSplits:
     """Return Python's own English help text, its topics sorted by name. Nothing is downloaded.
 
     Args:
@@ -207,7 +207,7 @@ def help_text(kind: str) -> Text:
     return _split(_code_points(re.sub(r"[ \0]*\0[ \0]*", "\n", text).strip() + "\n"))
 
 
-def vocabulary(text: Text) -> np.ndarray:
+def vocabulary(text: TextSplits) -> np.ndarray:
     """Return the different symbols (V,) of all three parts, sorted, int64."""
     return np.flatnonzero(sum(_counts(*text)))
 
@@ -318,13 +318,13 @@ def _code_points(characters: str) -> np.ndarray:
     return np.frombuffer(characters.encode("utf-32-le"), "<u4")
 
 
-def _split(symbols: np.ndarray) -> Text:
+def _split(symbols: np.ndarray) -> TextSplits:
     """Split into 90, 5 and 5 %, in order and without copies."""
     N = len(symbols)
-    return Text(*np.split(symbols, [N * 90 // 100, N * 95 // 100]))
+    return TextSplits(*np.split(symbols, [N * 90 // 100, N * 95 // 100]))
 
 
-def _with_at_most(most: int, text: Text, name: str, path: Path) -> Text:
+def _with_at_most(most: int, text: TextSplits, name: str, path: Path) -> TextSplits:
     found = len(vocabulary(text))
     if found > most:
         raise InputError(f"{path} has {found} different symbols, but {name} has {most}: {AGAIN}")

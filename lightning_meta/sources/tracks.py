@@ -22,7 +22,7 @@ from torch.nn.functional import grid_sample
 
 from lightning_meta.errors import InputError
 from lightning_meta.seeding import generator
-from lightning_meta.sources.image_files import bundled_photographs, picture_paths, read_picture
+from lightning_meta.sources.image_files import bundled_photographs, image_paths, read_image
 
 _NOWHERE = float("nan")
 _LARGEST = 2**24  # largest file of boxes in bytes; half an hour of video has two million
@@ -135,7 +135,7 @@ def got10k(root: str | Path, split: str = "train") -> list[Track]:
     tracks = []
     for video in videos:
         boxes, absent = _numbers(video / "groundtruth.txt", 4), _numbers(video / "absence.label", 1)
-        frames = [path.name for path in picture_paths(video)]
+        frames = [path.name for path in image_paths(video)]
         if not len(boxes) == len(absent) == len(frames):
             raise InputError(
                 f"{video}: {len(boxes)} boxes and {len(absent)} absences for {len(frames)} frames: unpack it again"
@@ -337,7 +337,7 @@ def _sequence(root: Path, truth: Path) -> Track:
     folder = truth.parent
     otb = truth.name != "groundtruth.txt"
     numbers = _numbers(truth, 4) if otb else _numbers(truth, 4, 8)
-    frames = picture_paths(next((path for path in (folder / "img", folder / "color") if path.is_dir()), folder))
+    frames = image_paths(next((path for path in (folder / "img", folder / "color") if path.is_dir()), folder))
     if otb and folder.name.lower() == "david" and len(frames) - len(numbers) >= 299:
         frames = frames[299:]  # the boxes of OTB's David begin at frame 300
     if len(numbers) > len(frames) or (len(numbers) < len(frames) and not otb):
@@ -382,7 +382,7 @@ def _reader(folder: Path, names: Iterable[str]) -> Callable[[int], Tensor]:
 
 
 def _read(folder: Path, names: tuple[str, ...], t: int) -> Tensor:
-    return read_picture(folder / names[t])
+    return read_image(folder / names[t])
 
 
 def _numbers(path: Path, *columns: int) -> Tensor:

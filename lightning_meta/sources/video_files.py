@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.errors import InputError
-from lightning_meta.sources.image_files import decode, picture_paths
+from lightning_meta.sources.image_files import decode, image_paths
 
 _FORMATS = "mov,matroska,avi,gif,apng,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ogg,flv,asf,yuv4mpegpipe"
 _LARGEST = 2**26  # pixels of a video frame, twice as many as in 8K
@@ -78,7 +78,7 @@ def _frames(path: str | Path, grey: bool) -> Iterator[Tensor]:
 def _images(folder: Path, grey: bool) -> Iterator[tuple[str, Tensor]]:
     import numpy as np
 
-    for path in picture_paths(folder):
+    for path in image_paths(folder):
         image = decode(path, path)
         yield path.name, torch.from_numpy(np.array(image.convert("L") if grey else image))
 

@@ -11,7 +11,7 @@ from lightning_meta.errors import InputError
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path to write to, and move the file to ``path`` at the end.
 
     If the process is killed or writing fails, the previous file stays as it was.
@@ -22,7 +22,7 @@ def whole(path: str | Path) -> Iterator[Path]:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with whole(f"{folder}/a.txt") as part:
+        ...     with atomic_write(f"{folder}/a.txt") as part:
         ...         _ = part.write_text("new")
         ...     Path(f"{folder}/a.txt").read_text()
         'new'
@@ -56,5 +56,5 @@ def lost_worker(error: BaseException) -> bool:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file in UTF-8 atomically."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from lightning_meta.errors import InputError
-from lightning_meta.storage.atomic import whole
+from lightning_meta.storage.atomic import atomic_write
 from lightning_meta.storage.weights import read
 
 
@@ -53,7 +53,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as part, open(part, "wb") as file:
+        with atomic_write(path) as part, open(part, "wb") as file:
             torch.save(checkpoint, file)
 
 

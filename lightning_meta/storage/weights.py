@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_meta.errors import InputError
 from lightning_meta.names import PACKAGE
-from lightning_meta.storage.atomic import whole
+from lightning_meta.storage.atomic import atomic_write
 
 _NOTES = {"class_path": str, "hyper_parameters": dict, "steps": int, "seconds": int, "shared": dict}
 _MORE = "checkpoint/"  # begins the names of tensors that a checkpoint holds beside the module's state
@@ -118,7 +118,7 @@ def write(path: str | Path, checkpoint: dict[str, Any], record: dict[str, Any]) 
     notes = {"class_path": class_path, "hyper_parameters": options, "shared": shared, "seconds": seconds}
     notes |= {name: record.get(name) for name in ("steps", "data", "seed", "commit")}
     metadata = {"notes": json.dumps(notes), "fingerprint": _fingerprint(notes, tensors)}
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(save(tensors, metadata))
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lightning_meta.errors import InputError
-from lightning_meta.hypernetworks.classification_data import CIFAR10DataModule, MNISTDataModule, PictureSet, crop
+from lightning_meta.hypernetworks.classification_data import CIFAR10DataModule, ImageDataset, MNISTDataModule, crop
 from lightning_meta.running.segments import Segment
 from lightning_meta.sources import cifar, digits
 
@@ -25,7 +25,7 @@ def no_download(monkeypatch):
 
 
 def numbered(count, shape=(1, 28, 28), first=0):
-    """Pictures that all differ, and their labels."""
+    """ImageBatch that all differ, and their labels."""
     numbers = torch.arange(first, first + count)
     images = torch.zeros(count, *shape, dtype=torch.uint8)
     images[:, 0, 5, 5], images[:, 0, 5, 6] = numbers % 256, numbers // 256
@@ -122,15 +122,15 @@ def test_crops_pixel_by_pixel():
 def test_crops_and_mirrors_are_all_drawn(padding, flip):
     images = torch.full((1, 1, 8, 8), 9, dtype=torch.uint8)
     images[0, 0, 3, 2] = 200
-    pictures = PictureSet("train", images, torch.zeros(1), padding, flip, seed=0)
-    found, _ = pictures.pictures(pictures.collate([pictures[i, ONE] for i in range(600)]))
+    pictures = ImageDataset("train", images, torch.zeros(1), padding, flip, seed=0)
+    found, _ = pictures.load(pictures.collate([pictures[i, ONE] for i in range(600)]))
     places = (found[:, 0] == 200).flatten(1).int().argmax(1)
     shifts = range(-padding, padding + 1)
     columns = {2 + shift for shift in shifts} | ({7 - 2 + shift for shift in shifts} if flip else set())
     assert set(places.tolist()) == {8 * (3 + dy) + x for dy in shifts for x in columns}
     assert set(found.unique().tolist()) == {0, 9, 200}, "zeros around"
-    still = PictureSet("val", images, torch.zeros(1))
-    assert torch.equal(still.pictures(still.collate([still[0, ONE]]))[0], images)
+    still = ImageDataset("val", images, torch.zeros(1))
+    assert torch.equal(still.load(still.collate([still[0, ONE]]))[0], images)
 
 
 def test_batches_are_normalised():
@@ -140,7 +140,7 @@ def test_batches_are_normalised():
     image = data.sets["train"].images[order].double() / 255
     for c, (mean, std) in enumerate(zip((0.491, 0.482, 0.447), (0.247, 0.243, 0.262), strict=True)):
         torch.testing.assert_close(batch.x[:, c].double(), (image[:, c] - mean) / std, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(data.shown(batch.x).double(), image, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(data.unnormalised(batch.x).double(), image, rtol=1e-5, atol=1e-5)
     digit = batch_of(set_up(MNISTDataModule), "val", 0).x
     assert digit.min() == 0
     assert digit.max() == 1
@@ -154,7 +154,7 @@ def test_fewer_pictures(small_sources):
     assert data.test_samples == 7
     for option, there in (("train_pictures", 72), ("val_pictures", 8), ("test_pictures", 20)):
         for wrong in (0, there + 1):
-            with pytest.raises(InputError, match=f"data.{option}: {wrong} of {there} pictures: choose 1 to {there}"):
+            with pytest.raises(InputError, match=f"data.{option} is {wrong}, but there are {there} images"):
                 set_up(CIFAR10DataModule, **{option: wrong})
 
 

@@ -10,7 +10,7 @@ from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.handwriting import Handwriting
 from lightning_meta.hypernetworks.mixture import Mixture
 from lightning_meta.hypernetworks.stroke_baselines import last_offset, one_mixture
-from lightning_meta.hypernetworks.stroke_data import Points
+from lightning_meta.hypernetworks.stroke_data import StrokeBatch
 from lightning_meta.hypernetworks.trace_figures import GATES, annotated_line
 from lightning_meta.running.segments import Segment
 from tests.conftest import arguments
@@ -29,7 +29,7 @@ def points(*lengths):
         row[:n, :2] = torch.randn(n, 2)
         row[:n, 2] = (torch.rand(n) < 0.3).double()
     scored = torch.arange(1, max(lengths)) < torch.tensor(lengths)[:, None]
-    return Points(batch, scored, Segment(0, 0, max(lengths) - 1, True))
+    return StrokeBatch(batch, scored, Segment(0, 0, max(lengths) - 1, True))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_sequences_score_is_the_sum_over_its_points(network):
         torch.testing.assert_close(loss, wanted)
     state, pieces = None, 0.0
     for start in range(0, 8, 4):
-        part = Points(batch.points[:, start : start + 5], batch.scored[:, start : start + 4], batch.segment)
+        part = StrokeBatch(batch.points[:, start : start + 5], batch.scored[:, start : start + 4], batch.segment)
         some, state = module.score(part, state)
         pieces = pieces + some
     torch.testing.assert_close(pieces, losses)
@@ -140,16 +140,16 @@ def test_lines_go_on_from_the_prime():
     module = model()
     module.scale.copy_(torch.tensor([2.0, 0.5]))
     prime = points(6).points[0]
-    lines, cells, changes = module.write(prime, 3, 10, 1.0, torch.Generator().manual_seed(0))
+    lines, cells, changes = module.generate(prime, 3, 10, 1.0, torch.Generator().manual_seed(0))
     assert lines.shape == (3, 16, 3)
     assert cells.shape == (15, 7)
     assert changes.shape == (15, 4)
     for line in lines:
         torch.testing.assert_close(line[:6], prime.float(), rtol=1e-5, atol=1e-6)
     assert not torch.equal(lines[0, 6:], lines[1, 6:])
-    again, *_ = module.write(prime, 3, 10, 1.0, torch.Generator().manual_seed(0))
+    again, *_ = module.generate(prime, 3, 10, 1.0, torch.Generator().manual_seed(0))
     assert torch.equal(lines, again)
-    assert model(network="lstm").write(prime, 1, 2, 1.0, None)[2] is None
+    assert model(network="lstm").generate(prime, 1, 2, 1.0, None)[2] is None
 
 
 def test_the_trivial_baselines():

@@ -1,12 +1,14 @@
-"""The recurrent layers against their equations, written one gate and one sample at a time, in float64."""
+"""The recurrent layers against their equations, step by step, in float64."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from lightning_meta.hypernetworks import HyperLSTM, HyperLSTMCell, HyperRNN, HyperRNNCell
@@ -34,63 +36,24 @@ def randomised(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def norm(cell, x: Tensor, k: int, prefix: str = "") -> Tensor:
-    if not cell.layer_norm:
-        return x
-    x = (x - x.mean()) / (((x - x.mean()) ** 2).mean() + 1e-3).sqrt()
-    return getattr(cell, f"{prefix}norm_weight")[k] * x + getattr(cell, f"{prefix}norm_bias")[k]
-
-
-def units(cell, sums: list[Tensor], c: Tensor, prefix: str = "") -> tuple[Tensor, Tensor]:
-    i, f, g, o = (norm(cell, y, k, prefix) for k, y in enumerate(sums))
-    c = torch.sigmoid(f + 1) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(norm(cell, c, 4, prefix)), c
-
-
-def blocks(weight: Tensor, cell) -> list[Tensor]:
-    return list(weight.chunk(cell.gates))
-
-
-def scaled_sums(cell, x: Tensor, h: Tensor, hyper_h: Tensor) -> list[Tensor]:
-    """Gates of one sample, from each one's three embeddings."""
-    sums = []
-    for y in range(cell.gates):
-        z_h = cell.embed_weight[0, y] @ hyper_h + cell.embed_bias[0, y]
-        z_x = cell.embed_weight[1, y] @ hyper_h + cell.embed_bias[1, y]
-        z_b = cell.embed_weight[2, y] @ hyper_h
-        d_h, d_x, b = (cell.scale_weight[j, y] @ z for j, z in enumerate((z_h, z_x, z_b)))
-        b = b + blocks(cell.bias, cell)[y]
-        sums.append(d_h * (blocks(cell.weight_hh, cell)[y] @ h) + d_x * (blocks(cell.weight_ih, cell)[y] @ x) + b)
-    return sums
-
-
-def hyper_sums(cell, x: Tensor, h: Tensor, hyper_h: Tensor) -> list[Tensor]:
-    weights = (blocks(w, cell) for w in (cell.hyper_weight_hh, cell.hyper_weight_ih, cell.hyper_bias))
-    return [w_h @ hyper_h + w_x @ torch.cat([h, x]) + b for w_h, w_x, b in zip(*weights, strict=True)]
-
-
 def by_equations(cell, x: Tensor, state, reverse: bool = False):
-    """Outputs (T, B, H) and the last state of one layer in one direction."""
-    outputs, last = [], []
-    for b in range(x.shape[1]):
-        parts = [s[b].split([cell.hidden_size, cell.hyper_size]) for s in state]
-        row = []
-        for t in reversed(range(len(x))) if reverse else range(len(x)):
-            if isinstance(cell, HyperLSTMCell):
-                (h, hyper_h), (c, hyper_c) = parts
-                new, hyper_c = units(cell, hyper_sums(cell, x[t, b], h, hyper_h), hyper_c, "hyper_")
-                read = hyper_h if cell.embed_previous else new
-                h, c = units(cell, scaled_sums(cell, x[t, b], h, read), c)
-                parts = [(h, new), (c, hyper_c)]
-            else:
-                ((h, hyper_h),) = parts
-                hyper_h = torch.tanh(hyper_sums(cell, x[t, b], h, hyper_h)[0])
-                h = torch.tanh(scaled_sums(cell, x[t, b], h, hyper_h)[0])
-                parts = [(h, hyper_h)]
-            row.append(h)
-        outputs.append(torch.stack(row[::-1] if reverse else row))
-        last.append([torch.cat(pair) for pair in parts])
-    return torch.stack(outputs, 1), [torch.stack(parts) for parts in zip(*last, strict=True)]
+    """Outputs (T, B, H) and the last state of one layer in one direction, step by step."""
+    outputs, step = [], cell.step if isinstance(cell, HyperLSTMCell) else partial(rnn_step, cell)
+    for x_t in x.flip(0) if reverse else x:
+        state = step(x_t, state)
+        outputs.append(state[0][:, : cell.hidden_size])
+    return torch.stack(outputs[::-1] if reverse else outputs), state
+
+
+def rnn_step(cell: HyperRNNCell, x: Tensor, state):
+    h, hyper_h = state[0].split([cell.hidden_size, cell.hyper_size], 1)
+    hyper_x = torch.cat([h, x], 1)
+    hyper_h = torch.tanh(hyper_h @ cell.hyper_weight_hh.T + hyper_x @ cell.hyper_weight_ih.T + cell.hyper_bias)
+    z = [hyper_h @ weight[0].T for weight in cell.embed_weight]
+    z[:2] = [z_j + bias[0] for z_j, bias in zip(z[:2], cell.embed_bias, strict=True)]
+    d_h, d_x, b = (z_j @ weight[0].T for z_j, weight in zip(z, cell.scale_weight, strict=True))
+    h = torch.tanh(d_h * (h @ cell.weight_hh.T) + d_x * (x @ cell.weight_ih.T) + b + cell.bias)
+    return [torch.cat([h, hyper_h], 1)]
 
 
 def compare(found, wanted, leaves) -> None:
@@ -258,7 +221,7 @@ def test_without_gradients_the_same_comes_out():
     assert all(torch.equal(a, b) for a, b in zip(last, state, strict=True))
 
 
-def test_gradients_can_be_asked_for_again_but_not_differentiated():
+def test_gradients_can_be_computed_again_but_not_differentiated():
     lstm, _ = both_layers()
     x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
     output = lstm(x)[0].sum()
@@ -267,6 +230,98 @@ def test_gradients_can_be_asked_for_again_but_not_differentiated():
     (grad,) = torch.autograd.grad(lstm(x)[0].sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("options", LSTM_OPTIONS)
+def test_eager_layers_have_second_derivatives(options):
+    cell = randomised(HyperLSTMCell(2, 2, hyper_size=2, embedding_size=1, eager=True, **options))
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 2), (2, 4), (2, 4))]
+
+    def run(x, h, c, *weights):
+        output, state = cell.sequence(x, [2, 1], (h, c))
+        return output, *state
+
+    assert torch.autograd.gradgradcheck(run, (*inputs, *cell.parameters()), fast_mode=True)
+
+
+def test_both_ways_to_run_drop_the_same_units():
+    options = {"bidirectional": True, "recurrent_dropout": 0.4, "hyper_recurrent_dropout": 0.4}
+    fast = randomised(HyperLSTM(3, 5, hyper_size=4, embedding_size=2, **options))
+    eager = HyperLSTM(3, 5, hyper_size=4, embedding_size=2, eager=True, **options).double()
+    eager.load_state_dict(fast.state_dict())
+    packed, found = pack_sequence([torch.randn(n, 3, dtype=torch.float64) for n in (4, 2)]), []
+    for layer in (fast, eager):
+        torch.manual_seed(1)
+        output, state = layer(packed)
+        found.append([output.data, *state])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def layer_and_loss(layer_norm: bool):
+    """A layer, the sum of its squared outputs as a function of x, and x; the loss curves in all directions."""
+    lstm = HyperLSTM(2, 3, 2, bidirectional=True, hyper_size=2, embedding_size=2, layer_norm=layer_norm)
+    randomised(lstm)
+    return lstm, lambda x: lstm(x)[0].square().sum(), torch.randn(3, 2, 2, dtype=torch.float64)
+
+
+def by_differences(function, x: Tensor, v: Tensor, step: float = 1e-5) -> Tensor:
+    """The directional derivative of a function by central differences."""
+    with torch.no_grad():
+        return (function(x + step * v) - function(x - step * v)) / (2 * step)
+
+
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_torch_func_and_forward_mode(layer_norm):
+    _, loss, x = layer_and_loss(layer_norm)
+    v = torch.randn_like(x)
+
+    def gradient(x: Tensor) -> Tensor:  # by the fast operator
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(loss(x), x)[0]
+
+    slope, curve = by_differences(loss, x, v), by_differences(gradient, x, v)
+    assert slope.abs() > 1e-3
+    assert curve.abs().max() > 1e-3
+    torch.testing.assert_close(torch.func.grad(loss)(x), gradient(x))
+    torch.testing.assert_close(torch.func.jacrev(loss)(x), gradient(x))
+    torch.testing.assert_close(torch.func.jacfwd(loss)(x), gradient(x))
+    torch.testing.assert_close(torch.func.jvp(loss, (x,), (v,))[1], slope, rtol=1e-7, atol=1e-8)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(loss(forward_ad.make_dual(x, v))).tangent
+    torch.testing.assert_close(tangent, slope, rtol=1e-7, atol=1e-8)
+    for first in (torch.func.jacrev, torch.func.jacfwd):
+        for second in (torch.func.jacrev, torch.func.jacfwd):
+            product = (second(first(loss))(x) * v).sum((-3, -2, -1))
+            torch.testing.assert_close(product, curve, rtol=1e-6, atol=1e-7)
+
+
+def test_gradients_of_each_sample_and_vmap():
+    lstm, loss, _ = layer_and_loss(True)
+    weights = {name: weight.detach() for name, weight in lstm.named_parameters()}
+    xs = torch.randn(3, 4, 1, 2, dtype=torch.float64)
+
+    def loss_of(weights, x):
+        return torch.func.functional_call(lstm, weights, (x,))[0].square().sum()
+
+    found = torch.vmap(torch.func.grad(loss_of), in_dims=(None, 0))(weights, xs)
+    for i, x in enumerate(xs):
+        wanted = torch.autograd.grad(loss(x), list(lstm.parameters()))
+        for name, grad in zip(weights, wanted, strict=True):
+            torch.testing.assert_close(found[name][i], grad)
+    torch.testing.assert_close(torch.vmap(loss)(xs), torch.stack([loss(x) for x in xs]))
+
+
+def test_compiled_transforms_are_right_and_plain_calls_keep_the_operator():
+    lstm, loss, x = layer_and_loss(True)
+    compiled = torch.compile(torch.func.grad(loss), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), torch.func.grad(loss)(x))
+    for strict in (True, False):
+        exported = torch.export.export(lstm, (x,), strict=strict)
+        operators = [node.target for node in exported.graph.nodes if node.op == "call_function"]
+        assert operators.count(torch.ops.lightning_meta.hyper_lstm.default) == 4, "2 layers of 2 directions"
+        torch.testing.assert_close(exported.module()(x)[0], lstm(x)[0])
 
 
 def test_recurrent_dropout_drops_tanh_g_and_nothing_else():
@@ -291,7 +346,7 @@ def test_recurrent_dropout_drops_tanh_g_and_nothing_else():
 @pytest.mark.parametrize("kind", [HyperLSTMCell, HyperRNNCell])
 def test_start(kind, embedding_size, init):
     cell = kind(6, 8, hyper_size=5, embedding_size=embedding_size, init=init)
-    d = cell.scales(torch.randn(3, 13))
+    d = torch.stack(cell.scales(torch.randn(3, 5)), 1)
     assert d.shape == (3, 3, cell.gates, 8)
     torch.testing.assert_close(d[:, :2], torch.full_like(d[:, :2], 0.1))
     assert not d[:, 2].any()
@@ -517,7 +572,7 @@ def test_options_that_do_not_fit(options, message):
 def test_inputs_that_do_not_fit():
     lstm = HyperLSTM(3, 4, hyper_size=2)
     for shape in ((5, 2, 4), (3,), (0, 2, 3)):
-        with pytest.raises(ValueError, match="expected x of 2 or 3 dimensions, the last of 3"):
+        with pytest.raises(ValueError, match="expected x of 2 or 3 dimensions, the last of size 3"):
             lstm(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"expected 2 state tensors of shape \(1, 2, 6\)"):
         lstm(torch.zeros(5, 2, 3), (torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)))

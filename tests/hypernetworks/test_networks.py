@@ -10,8 +10,8 @@ from lightning_meta.hypernetworks.networks import (
     DigitNetwork,
     FullyConnectedNetwork,
     WideResNet,
+    generated_kernels,
     l2,
-    written_kernels,
 )
 
 
@@ -54,7 +54,7 @@ def test_kernels_written_in_one_go_are_those_that_each_layer_writes(monkeypatch)
     wanted, calls = [layer.weight for layer in layers], []
     forward = KernelGenerator.forward
     monkeypatch.setattr(KernelGenerator, "forward", lambda self, z: calls.append(len(z)) or forward(self, z))
-    for kernel, expected in zip(written_kernels(layers), wanted, strict=True):
+    for kernel, expected in zip(generated_kernels(layers), wanted, strict=True):
         torch.testing.assert_close(kernel, expected)
     assert calls == [1 + 6 + 3 + 1]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_meta.errors import InputError
-from lightning_meta.hypernetworks.stroke_data import PenStrokesDataModule, Points, Sequences
+from lightning_meta.hypernetworks.stroke_data import PenStrokesDataModule, StrokeBatch, StrokeDataset
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.running.segments import Segment, SegmentSampler
 
@@ -32,15 +32,16 @@ def save(path, lines):
 
 def test_batches_are_as_long_as_their_longest_and_know_what_is_there():
     lines = sequences(3, 7, 1)
-    dataset = Sequences(lines)
-    batch = Points.collate([dataset[(i, Segment(0, 0, 50, True))] for i in range(3)])
+    dataset = StrokeDataset(lines)
+    batch = StrokeBatch.collate([dataset[(i, Segment(0, 0, 50, True))] for i in range(3)])
     assert batch.points.shape == (3, 7, 3)
     assert batch.scored.sum(1).tolist() == [2, 6, 0]
     for line, row in zip(lines, batch.points, strict=True):
         assert np.array_equal(row[: len(line)], line)
         assert not row[len(line) :].any()
     first, second, third = (
-        Points.collate([dataset[(i, Segment(0, start, start + 3, False))] for i in range(3)]) for start in (0, 3, 9)
+        StrokeBatch.collate([dataset[(i, Segment(0, start, start + 3, False))] for i in range(3)])
+        for start in (0, 3, 9)
     )
     assert first.scored.sum(1).tolist() == [2, 3, 0]
     assert second.scored.sum(1).tolist() == [0, 3, 0]
@@ -50,7 +51,7 @@ def test_batches_are_as_long_as_their_longest_and_know_what_is_there():
 
 def test_training_sequences_are_shuffled_and_scaled_by_their_number():
     lines = sequences(*range(5, 15))
-    dataset, segment = Sequences(lines, seed=1, augment=0.1), Segment(0, 0, 50, True)
+    dataset, segment = StrokeDataset(lines, seed=1, augment=0.1), Segment(0, 0, 50, True)
     drawn = [dataset[(i, segment)][0] for i in range(20)]
     for lap in (drawn[:10], drawn[10:]):
         assert sorted(map(len, lap)) == list(range(5, 15))
@@ -62,8 +63,8 @@ def test_training_sequences_are_shuffled_and_scaled_by_their_number():
         factors.append(ratio[0, 0])
     assert 0.9 <= min(factors) < 0.95
     assert 1.05 < max(factors) <= 1.1
-    assert np.array_equal(drawn[3], Sequences(lines, seed=1, augment=0.1)[(3, segment)][0])
-    assert [len(s) for s in drawn] != [len(Sequences(lines, seed=2)[(i, segment)][0]) for i in range(20)]
+    assert np.array_equal(drawn[3], StrokeDataset(lines, seed=1, augment=0.1)[(3, segment)][0])
+    assert [len(s) for s in drawn] != [len(StrokeDataset(lines, seed=2)[(i, segment)][0]) for i in range(20)]
 
 
 def test_the_users_strokes(tmp_path):
@@ -83,11 +84,11 @@ def test_what_does_not_fit(tmp_path, recwarn):
     path = save(tmp_path / "mine.npz", sequences(*range(5, 15)))
     data = data_module(MetaSchedule(unroll=5), strokes=path)
     data.setup("fit")
-    with pytest.raises(InputError, match=r"where the longest sequence has ended: give --schedule.horizon 13"):
+    with pytest.raises(InputError, match=r"longer than all sequences .at most 13 steps.: give --schedule.horizon 13"):
         data.train_dataloader()
     data = data_module(MetaSchedule(horizon=5), strokes=path)
     data.setup("fit")
-    with pytest.warns(UserWarning, match="reads 5 of up to 13 steps"):
+    with pytest.warns(UserWarning, match="uses 5 of up to 13 steps"):
         data.train_dataloader()
     data.train_batches = None
     with pytest.raises(InputError, match="no schedule"):

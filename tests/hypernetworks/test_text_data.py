@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_meta.errors import InputError
-from lightning_meta.hypernetworks.text_data import Lines, Readers, ScoredReaders, TextDataModule
+from lightning_meta.hypernetworks.text_data import Readers, ScoredReaders, TextBatch, TextDataModule
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.running.segments import Segment, SegmentSampler
 
@@ -72,7 +72,7 @@ def test_two_processes_share_the_readers():
         assert sorted(key[0] for key in batch) == sorted(key[0] for key in first + second)
     data = data_module(world_size=4, readers=2, source="stand-in")
     data.setup("fit")
-    with pytest.raises(InputError, match=r"data.readers is 2 for 4 processes"):
+    with pytest.raises(InputError, match=r"data.readers is 2, but each of 4 processes needs one"):
         data.val_dataloader()
 
 
@@ -84,7 +84,7 @@ def test_training_batches_continue_and_two_processes_read_what_one_reads():
         return [next(loader) for _ in range(3)]
 
     one = lines(0, 1, 4)
-    assert isinstance(one[0], Lines)
+    assert isinstance(one[0], TextBatch)
     assert one[0].symbols.shape == (4, 8)
     assert torch.equal(one[0].symbols[:, -1], one[1].symbols[:, 0])
     for whole, first, second in zip(one, lines(0, 2, 2), lines(1, 2, 2), strict=True):
@@ -122,12 +122,12 @@ def test_what_does_not_fit(tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("0123456789" * 3)
     data = data_module(text=str(path), batch_size=4)
-    with pytest.raises(InputError, match=r"short.txt.*1 characters for validation: give a longer text"):
+    with pytest.raises(InputError, match=r"short.txt.*1 characters for validation, fewer than 2: give a longer text"):
         data.setup("fit")
     path.write_text("0123456789" * 8)
     data.setup("fit")
     data.train_batches.batch_size = data.batch_size = 32
-    with pytest.raises(InputError, match=r"72 characters for training, too few for 32 readers of 7 each"):
+    with pytest.raises(InputError, match=r"72 characters for training, too few for 32 readers with 7 each"):
         data.train_dataloader()
     data.train_batches = None
     with pytest.raises(InputError, match="no schedule"):

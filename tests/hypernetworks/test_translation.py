@@ -7,11 +7,11 @@ import yaml
 from lightning_meta.cli import main
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.translation import Translation
-from lightning_meta.hypernetworks.translation_data import PairSet, Sentences
-from lightning_meta.hypernetworks.translation_figures import attention_picture
+from lightning_meta.hypernetworks.translation_data import PairDataset, Sentences
+from lightning_meta.hypernetworks.translation_figures import attention_image
 from lightning_meta.running.segments import Segment
 from lightning_meta.sources.parallel_text import number_words
-from lightning_meta.sources.subwords import EOS, PAD, Pieces, train_pieces
+from lightning_meta.sources.subwords import EOS, PAD, Subwords, train_subwords
 from tests.conftest import ROOT, arguments
 
 LETTERS = ("abcdefgh", "ijklmnop")  # of a language and of another
@@ -26,12 +26,12 @@ def numbers():
 def model(numbers, **options):
     torch.manual_seed(0)
     module = Translation(**SIZES | {"embedding_size": 2, "dropout": 0.0} | options).eval()
-    module.vocabulary = Pieces(train_pieces(numbers.train, 90, byte_fallback=False))
+    module.vocabulary = Subwords(train_subwords(numbers.train, 90, byte_fallback=False))
     return module
 
 
 def batch(module, part, size=5):
-    dataset = PairSet(part, module.vocabulary)
+    dataset = PairDataset(part, module.vocabulary)
     return Sentences.collate([dataset[(i, Segment(0, 0, 1, True))] for i in range(size)])
 
 
@@ -80,11 +80,11 @@ def test_the_pieces_are_part_of_the_checkpoint(numbers):
 def test_attention_is_drawn_with_its_pieces():
     weights = torch.zeros(3, 6)
     weights[0, 1] = 1
-    picture = attention_picture(weights, ["a", "longer", "b", "c", "$d", "</s>"], ["x", "y", "</s>"])
+    picture = attention_image(weights, ["a", "longer", "b", "c", "$d", "</s>"], ["x", "y", "</s>"])
     assert picture.dtype == torch.uint8
     colours = {tuple(colour) for colour in picture.flatten(1).t().tolist()}
     assert any(blue > 80 and red < 20 for red, _, blue in colours), "the full colour"
-    wider = attention_picture(torch.zeros(3, 9), [*"abcdefghi"], ["x", "y", "</s>"])
+    wider = attention_image(torch.zeros(3, 9), [*"abcdefghi"], ["x", "y", "</s>"])
     assert wider.shape[2] > picture.shape[2]
     assert picture.shape[1] > wider.shape[1], "longer pieces need more room"
 
@@ -118,7 +118,7 @@ def test_the_users_files_from_fit_to_predict(tmp_path, capsys):
     folder = tmp_path / "hyper_translation" / "predictions"
     assert (folder / "translations.txt").read_text() == "a b c\ti j k\nh g f\tp o n\n"
     assert (folder / "attention_2.png").exists()
-    with pytest.warns(UserWarning, match="some characters were in none of the sentences"):
+    with pytest.warns(UserWarning, match="some characters are unknown"):
         main(["predict", *options, "--data.text=a ß"])
     (tmp_path / "text").write_text("a b c\n\n")
     with pytest.raises(SystemExit, match=r"error: .*text: line 2 is empty"):
@@ -147,5 +147,5 @@ def test_the_end_of_a_sentence_ends_its_text(numbers):
     module = model(numbers)
     (text,) = numbers.test.source[:1]
     pieces = [*module.vocabulary.encode([text])[0], EOS, PAD]
-    found = types.SimpleNamespace(pieces=torch.tensor(pieces)[:, None])
+    found = types.SimpleNamespace(subwords=torch.tensor(pieces)[:, None])
     assert module._texts(found) == [text]

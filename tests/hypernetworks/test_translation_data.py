@@ -9,22 +9,22 @@ from torchmetrics.text import SacreBLEUScore
 
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks.translation_data import (
-    PairSet,
+    PairDataset,
     Sentences,
     ShuffledPairs,
     TranslationDataModule,
     dictionary,
-    in_three,
-    own_sentences,
     padded,
+    read_sentences,
+    split_pairs,
     spread,
     unigram_nats,
 )
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.running.segments import Segment, SegmentSampler
 from lightning_meta.sources import parallel_text
-from lightning_meta.sources.parallel_text import Pairs
-from lightning_meta.sources.subwords import EOS, PAD, Pieces, train_pieces
+from lightning_meta.sources.parallel_text import ParallelText
+from lightning_meta.sources.subwords import EOS, PAD, Subwords, train_subwords
 
 SEGMENT = Segment(0, 0, 1, True)
 
@@ -36,7 +36,7 @@ def numbers():
 
 @pytest.fixture(scope="module")
 def pieces(numbers):
-    return Pieces(train_pieces(numbers.train, 90, byte_fallback=False))
+    return Subwords(train_subwords(numbers.train, 90, byte_fallback=False))
 
 
 def data_module(pieces=None, rank=0, world_size=1, **options):
@@ -54,9 +54,9 @@ def write(folder, name, lines):
 
 
 def test_batches_are_pieces_with_an_end_and_padding(numbers, pieces):
-    dataset = PairSet(numbers.val, pieces)
+    dataset = PairDataset(numbers.val, pieces)
     batch = Sentences.collate([dataset[(i, SEGMENT)] for i in range(3)])
-    assert batch.texts == Pairs(numbers.val.source[:3], numbers.val.target[:3])
+    assert batch.texts == ParallelText(numbers.val.source[:3], numbers.val.target[:3])
     for column, text in zip(batch.target.t(), numbers.val.target, strict=False):
         length = int((column != PAD).sum())
         assert column[length - 1] == EOS
@@ -136,7 +136,7 @@ def test_multi30k_is_downloaded_where_it_is_asked_for(tmp_path, monkeypatch):
     data.prepare_data()
     data.setup("fit")
     assert data.data_name == "Multi30k English to French"
-    assert data.test == Pairs(["test_2016_flickr en"], ["test_2016_flickr fr"])
+    assert data.test == ParallelText(["test_2016_flickr en"], ["test_2016_flickr fr"])
 
 
 def test_the_users_folder_and_the_users_two_files(tmp_path):
@@ -147,7 +147,7 @@ def test_the_users_folder_and_the_users_two_files(tmp_path):
     data = data_module(pairs=str(tmp_path / "mine"), **options)
     data.setup("fit")
     assert data.data_name == "mine, de to en"
-    assert data.train == Pairs([f"de {i}" for i in range(30)], [f"en {i}" for i in range(30)])
+    assert data.train == ParallelText([f"de {i}" for i in range(30)], [f"en {i}" for i in range(30)])
     assert len(data.val.source) == 7
     (tmp_path / "a.gz").write_bytes(gzip.compress("".join(f"a {i}\n" for i in range(40)).encode()))
     write(tmp_path, "b", [f"b {i}" for i in range(40)])
@@ -171,14 +171,14 @@ def test_files_that_do_not_fit(tmp_path):
     write(tmp_path, "b", ["b"] * 40)
     with (
         pytest.warns(UserWarning, match="36 of 36"),
-        pytest.raises(InputError, match=r"no training pair has at most 1 characters a side: raise data.longest"),
+        pytest.raises(InputError, match=r"no training pair has at most 1 characters on each side: raise data.longest"),
     ):
         data_module(**files, longest=1).setup("fit")
-    with pytest.raises(InputError, match=r"19 pairs cannot be split: give at least 20"):
-        in_three(Pairs(["a"] * 19, ["b"] * 19), None, "these")
-    with pytest.raises(InputError, match=r"give both data.source_file and data.target_file"):
+    with pytest.raises(InputError, match=r"19 pairs, too few to split: give at least 20"):
+        split_pairs(ParallelText(["a"] * 19, ["b"] * 19), None, "these")
+    with pytest.raises(InputError, match=r"set data.source_file and data.target_file"):
         data_module(source_file="a")
-    with pytest.raises(InputError, match=r"or data.pairs"):
+    with pytest.raises(InputError, match=r"or only data.pairs"):
         data_module(**files, pairs="a")
     with pytest.raises(InputError, match=r"data.pool is 0"):
         data_module(pool=0)
@@ -190,7 +190,7 @@ def test_long_training_pairs_are_left_out_and_counted(tmp_path):
     data = data_module(
         source_file=str(tmp_path / "a"), target_file=str(tmp_path / "b"), longest=5, train_pairs=None, test_pairs=None
     )
-    with pytest.warns(UserWarning, match="7 of 36 training pairs are left out: longer than data.longest"):
+    with pytest.warns(UserWarning, match="7 of 36 training pairs are left out: they are longer than data.longest"):
         data.setup("fit")
     assert len(data.train.source) == 29
     assert data.test.source == ["a" * 6] * 2, "those of the test stay"
@@ -199,19 +199,19 @@ def test_long_training_pairs_are_left_out_and_counted(tmp_path):
 
 def test_what_is_to_be_translated(tmp_path):
     write(tmp_path, "mine.en", ["one", " two "])
-    assert own_sentences(str(tmp_path / "mine.en")) == ["one", "two"]
-    assert own_sentences(" a sentence. ") == ["a sentence."]
-    assert own_sentences("a" * 5000) == ["a" * 5000]
+    assert read_sentences(str(tmp_path / "mine.en")) == ["one", "two"]
+    assert read_sentences(" a sentence. ") == ["a sentence."]
+    assert read_sentences("a" * 5000) == ["a" * 5000]
     write(tmp_path, "mine.en", ["one", "", "two"])
     with pytest.raises(InputError, match="line 2 is empty"):
-        own_sentences(str(tmp_path / "mine.en"))
+        read_sentences(str(tmp_path / "mine.en"))
     write(tmp_path, "mine.en", [])
     with pytest.raises(InputError, match="holds no sentences"):
-        own_sentences(str(tmp_path / "mine.en"))
+        read_sentences(str(tmp_path / "mine.en"))
     with pytest.raises(InputError, match=r"nowhere.txt cannot be read"):
-        own_sentences("nowhere.txt")
+        read_sentences("nowhere.txt")
     with pytest.raises(InputError, match=r"data.text is empty"):
-        own_sentences("  ")
+        read_sentences("  ")
     data = data_module(root=str(tmp_path), source="paper", text="one")
     data.setup("predict")  # needs no corpus
     assert list(data.predict_dataloader()) == [["one"]]
@@ -220,9 +220,9 @@ def test_what_is_to_be_translated(tmp_path):
 def test_pieces_are_learned_from_the_training_part(pieces):
     data = data_module(source="stand-in")
     data.setup("fit")
-    assert data.learn_pieces(90).model == pieces.model
+    assert data.learn_subwords(90).model == pieces.model
     with pytest.raises(InputError, match=r"model.pieces: the texts are too small for 9,000 pieces: ask for at most"):
-        data.learn_pieces(9000)
+        data.learn_subwords(9000)
 
 
 def test_unigram_entropy():
@@ -233,9 +233,9 @@ def test_unigram_entropy():
 
 
 def test_a_dictionary_of_what_comes_together():
-    part = Pairs(["the cat", "the dog", "a cat", "a dog"], ["le chat", "le chien", "un chat", "un chien"])
+    part = ParallelText(["the cat", "the dog", "a cat", "a dog"], ["le chat", "le chien", "un chat", "un chien"])
     assert dictionary(part) == {"the": "le", "a": "un", "cat": "chat", "dog": "chien"}
-    assert spread(Pairs([*"abcdefg"], [*"abcdefg"]), 3).source == [*"adg"]
+    assert spread(ParallelText([*"abcdefg"], [*"abcdefg"]), 3).source == [*"adg"]
 
 
 def test_bleu_is_that_of_sacrebleu(numbers):

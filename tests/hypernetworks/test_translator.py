@@ -138,7 +138,7 @@ def test_a_beam_as_wide_as_everything_finds_the_best(alpha, beta):
     for b, length in enumerate([3, 4]):
         score, target = exhaustive(model, source[:length, b].tolist(), int(longest[b]), alpha, beta)
         assert found.scores[b].item() == pytest.approx(score)
-        assert found.pieces[:, b].tolist() == target + [PAD] * (4 - len(target))
+        assert found.subwords[:, b].tolist() == target + [PAD] * (4 - len(target))
         _, attention = literally(model, source[:length, b].tolist(), target)
         torch.testing.assert_close(found.attention[b, : len(target), :length], attention)
 
@@ -153,7 +153,7 @@ def test_a_beam_of_one_takes_the_likeliest_piece_each_time(network):
         while EOS not in written:
             costs = {p: literally(model, read, [*written, p])[0][-1].item() for p in (EOS, *range(UNKNOWN + 1, V))}
             written.append(min(costs, key=costs.get) if len(written) + 1 < longest[b] else EOS)
-        assert [p for p in found.pieces[:, b].tolist() if p != PAD] == written
+        assert [p for p in found.subwords[:, b].tolist() if p != PAD] == written
 
 
 def slow_search(model, source, longest, beam, alpha, beta):
@@ -185,7 +185,7 @@ def test_the_batched_search_is_the_slow_one(beam):
     for b, length in enumerate([3, 6, 2]):
         score, written = slow_search(model, source[:length, b].tolist(), int(longest[b]), beam, 0.6, 0.4)
         assert found.scores[b].item() == pytest.approx(score)
-        assert [p for p in found.pieces[:, b].tolist() if p != PAD] == written
+        assert [p for p in found.subwords[:, b].tolist() if p != PAD] == written
         alone = model.search(source[:length, b : b + 1], longest[b : b + 1], beam, 0.6, 0.4)
         assert alone.scores.item() == pytest.approx(found.scores[b].item())
 
@@ -207,7 +207,7 @@ def test_unlikely_ends_do_not_stop_the_search():
     source = sentences(3)
     for beam in (1, 2, 4):
         found = model.search(source, torch.tensor([12]), beam, 0.2, 0.2)
-        assert found.pieces[:, 0].tolist() == [UNKNOWN + 1] * 8 + [EOS] + [PAD] * 3
+        assert found.subwords[:, 0].tolist() == [UNKNOWN + 1] * 8 + [EOS] + [PAD] * 3
 
 
 def test_as_many_parameters_as_its_parts():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lightning_meta.drawing.sheets import picture_sheet
+from lightning_meta.drawing.sheets import image_sheet
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.figures import _loss_figure, loss_curves
 
@@ -139,13 +139,13 @@ def test_picture_sheet_enlarges_all_to_the_largest():
     red, green = (255, 0, 0), (0, 255, 0)
     content = torch.tensor(red)[:, None, None].expand(3, 30, 40).byte()
     style = torch.tensor([0.0, 1.0, 0.0])[:, None, None].expand(3, 20, 10)
-    sheet = picture_sheet([{"content": content, "style": style}], scale=3)
+    sheet = image_sheet([{"content": content, "style": style}], scale=3)
     assert sheet.dtype == torch.uint8
     assert share(sheet, red) == 90 * 120
     assert share(sheet, green) == 90 * 45  # as high as the cell, its shape kept
     columns = [(sheet == torch.tensor(colour)[:, None, None]).all(0).nonzero()[:, 1] for colour in (red, green)]
     assert columns[0].max() < columns[1].min()  # in the order of the names
-    two = picture_sheet([{"content": content, "style": style}, {"style": style}], scale=3)
+    two = image_sheet([{"content": content, "style": style}, {"style": style}], scale=3)
     assert two.shape[2] == sheet.shape[2]
     assert two.shape[1] > sheet.shape[1] + 90
     assert share(two, red) == 90 * 120  # what a row does not have is blank
@@ -155,7 +155,7 @@ def test_picture_sheet_enlarges_all_to_the_largest():
 
 def test_picture_sheet_clips_and_takes_any_precision():
     def sheet(value, dtype=torch.float32):
-        return picture_sheet([{"result": torch.full((3, 40, 40), value, dtype=dtype)}], scale=1)
+        return image_sheet([{"result": torch.full((3, 40, 40), value, dtype=dtype)}], scale=1)
 
     assert torch.equal(sheet(torch.nan), sheet(0.0))
     assert torch.equal(sheet(-1.0), sheet(0, torch.uint8))

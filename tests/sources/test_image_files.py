@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from lightning_meta.errors import InputError
-from lightning_meta.sources.image_files import bundled_photographs, grey, picture_paths, read_picture
+from lightning_meta.sources.image_files import bundled_photographs, grey, image_paths, read_image
 
 
 def refused(read, path, *words):
@@ -31,7 +31,7 @@ def test_a_lossless_picture_comes_back_exactly(tmp_path, suffix):
     path = tmp_path / f"picture.{suffix}"
     Image.fromarray(noise()).save(path, lossless=True)
     for given in (path, str(path)):
-        picture = read_picture(given)
+        picture = read_image(given)
         assert picture.shape == (3, 6, 9)
         assert picture.dtype == torch.uint8
         assert picture.is_contiguous()
@@ -41,7 +41,7 @@ def test_a_lossless_picture_comes_back_exactly(tmp_path, suffix):
 def test_a_jpg_comes_back_nearly(tmp_path):
     pixels = np.full((16, 16, 3), (200, 100, 50), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.jpg", quality=95)
-    assert (read_picture(tmp_path / "picture.jpg")[:, 5, 5] - torch.tensor([200, 100, 50])).abs().max() < 3
+    assert (read_image(tmp_path / "picture.jpg")[:, 5, 5] - torch.tensor([200, 100, 50])).abs().max() < 3
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -51,7 +51,7 @@ def test_a_turned_phone_picture_comes_back_upright(tmp_path, suffix):
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:, :8] = 255
     Image.fromarray(pixels).save(tmp_path / f"picture.{suffix}", exif=exif)
-    picture = read_picture(tmp_path / f"picture.{suffix}")
+    picture = read_image(tmp_path / f"picture.{suffix}")
     assert picture.shape == (3, 16, 8)
     assert picture[:, :7].min() > 245
     assert picture[:, 9:].max() < 10
@@ -86,7 +86,7 @@ def test_a_turned_phone_picture_comes_back_upright(tmp_path, suffix):
 )
 def test_every_kind_of_picture_becomes_rgb_on_white(tmp_path, picture, options, expected):
     picture.save(tmp_path / "picture.png", **options)
-    read = read_picture(tmp_path / "picture.png")
+    read = read_image(tmp_path / "picture.png")
     assert read.shape == (3, 4, 5)
     assert read[:, 0, 0].tolist() == expected
     assert read.flatten(1).unique(dim=1).shape == (3, 1)
@@ -99,15 +99,15 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path, suffix):
     first.save(path, save_all=True, append_images=others)
     with Image.open(path) as opened:
         assert opened.n_frames == 3
-    assert (read_picture(path).int() - 40).abs().max() < 3
+    assert (read_image(path).int() - 40).abs().max() < 3
 
 
 def test_refuses_a_missing_file_a_folder_and_what_is_no_picture(tmp_path):
-    refused(read_picture, tmp_path / "none.png", "does not exist")
-    refused(read_picture, tmp_path, "is a folder")
+    refused(read_image, tmp_path / "none.png", "does not exist")
+    refused(read_image, tmp_path, "is a folder")
     for content in (b"", b"no picture"):
         (tmp_path / "text.png").write_bytes(content)
-        refused(read_picture, tmp_path / "text.png", "not an image")
+        refused(read_image, tmp_path / "text.png", "not an image")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tiff", "webp"])
@@ -116,35 +116,35 @@ def test_refuses_a_truncated_picture(tmp_path, suffix):
     Image.fromarray(noise(40, 40)).save(path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
-    refused(read_picture, path, "replace or remove it")
+    refused(read_image, path, "replace or remove it")
 
 
 def test_refuses_a_damaged_picture(tmp_path):
     Image.fromarray(noise()).save(tmp_path / "picture.png")
     content = (tmp_path / "picture.png").read_bytes()
     (tmp_path / "picture.png").write_bytes(content[:50] + b"????" + content[54:])
-    refused(read_picture, tmp_path / "picture.png", "cannot be decoded")
+    refused(read_image, tmp_path / "picture.png", "cannot be decoded")
 
 
 def test_refuses_a_decompression_bomb(tmp_path, monkeypatch):
     Image.fromarray(noise()).save(tmp_path / "picture.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # Pillow refuses twice as many
-    refused(read_picture, tmp_path / "picture.png", "suspiciously large", "54 pixels")
+    refused(read_image, tmp_path / "picture.png", "suspiciously large", "54 pixels")
 
 
 def test_picture_paths_are_in_natural_order(tmp_path):
     names = ["a2.png", "a9.JPG", "a010.png", "a10.png", "a100.jpeg", "a101.webp", "B1.Png"]
     for name in [*names[::-1], ".a1.png", "notes.txt", "a1.gif"]:
         (tmp_path / name).touch()
-    assert picture_paths(tmp_path) == [tmp_path / name for name in names]
-    assert picture_paths(str(tmp_path)) == picture_paths(tmp_path)
+    assert image_paths(tmp_path) == [tmp_path / name for name in names]
+    assert image_paths(str(tmp_path)) == image_paths(tmp_path)
 
 
 def test_picture_paths_refuses_what_is_no_folder_of_pictures(tmp_path):
-    refused(picture_paths, tmp_path, "holds no PNG, JPG or WebP")
-    refused(picture_paths, tmp_path / "none", "No such file")
+    refused(image_paths, tmp_path, "holds no PNG, JPG or WebP")
+    refused(image_paths, tmp_path / "none", "No such file")
     (tmp_path / "file.png").touch()
-    refused(picture_paths, tmp_path / "file.png", "Not a directory")
+    refused(image_paths, tmp_path / "file.png", "Not a directory")
 
 
 def test_the_bundled_photographs():

@@ -9,7 +9,7 @@ from torchmetrics.functional.text import sacre_bleu_score
 from lightning_meta.sources import parallel_text
 from lightning_meta.sources.parallel_text import (
     Corpus,
-    Pairs,
+    ParallelText,
     aligned,
     download_multi30k,
     folder,
@@ -70,9 +70,9 @@ def test_reads_wmt14_plain_and_packed_and_writes_nothing(root, packed):
     before = sorted(root.rglob("*"))
     assert has_wmt14(root)
     assert wmt14(root) == Corpus(
-        train=Pairs(["one", "three"], ["un", "trois"]),
-        val=Pairs(["five", "six", "seven"], ["cinq", "six", "sept"]),
-        test=Pairs(["eight"], ["huit"]),
+        train=ParallelText(["one", "three"], ["un", "trois"]),
+        val=ParallelText(["five", "six", "seven"], ["cinq", "six", "sept"]),
+        test=ParallelText(["eight"], ["huit"]),
         dropped=2,
     )
     assert sorted(root.rglob("*")) == before
@@ -80,11 +80,11 @@ def test_reads_wmt14_plain_and_packed_and_writes_nothing(root, packed):
 
 def test_reads_no_more_training_lines_than_asked_for(root):
     corpus = wmt14(root, limit=3)
-    assert corpus.train == Pairs(["one", "three"], ["un", "trois"])
+    assert corpus.train == ParallelText(["one", "three"], ["un", "trois"])
     assert corpus.dropped == 1
     assert wmt14(root, limit=100) == wmt14(root)
     (root / "wmt14" / "train.fr").write_bytes(b"un\n\xff\n")  # is skipped
-    assert wmt14(root, limit=1).train == Pairs(["one"], ["un"])
+    assert wmt14(root, limit=1).train == ParallelText(["one"], ["un"])
     refused(lambda: wmt14(root, limit=0), "limit is 0", "at least 1")
 
 
@@ -118,7 +118,7 @@ def test_a_line_ends_in_a_newline_and_nowhere_else(tmp_path):
         "\ufeffa\rb\r\n  c\u2028d\x0b\x85e \nlast".encode(),
         "à\n\u00a0 ç\u202f!\nfin\r\n".encode(),
     )
-    assert aligned(source, target) == Pairs(["a\rb", "c\u2028d\x0b\x85e", "last"], ["à", "ç\u202f!", "fin"])
+    assert aligned(source, target) == ParallelText(["a\rb", "c\u2028d\x0b\x85e", "last"], ["à", "ç\u202f!", "fin"])
     assert aligned(str(pack(source)), pack(target)).source[0] == "a\rb"
 
 
@@ -183,15 +183,15 @@ def test_reads_a_folder_in_any_two_languages_and_the_test_part_asked_for(tmp_pat
         (tmp_path / f"{part}.en").write_text(f"{part}\n\n" if part == "train" else f"{part}\n")
         (tmp_path / f"{part}.fr").write_text(f"le {part}\n\n" if part == "train" else f"le {part}\n")
     corpus = folder(tmp_path)
-    assert corpus.train == Pairs(["train"], ["le train"])
+    assert corpus.train == ParallelText(["train"], ["le train"])
     assert corpus.dropped == 1
-    assert corpus.val == Pairs(["val"], ["le val"])
-    assert corpus.test == Pairs(["test_2016_flickr"], ["le test_2016_flickr"])
+    assert corpus.val == ParallelText(["val"], ["le val"])
+    assert corpus.test == ParallelText(["test_2016_flickr"], ["le test_2016_flickr"])
     assert folder(tmp_path, "fr", "en").test == corpus.test[::-1]
     assert folder(tmp_path, test="test_2017_flickr").test.source == ["test_2017_flickr"]
     for language in ("en", "fr"):
         (tmp_path / f"test.{language}").write_text("test\n")
-    assert folder(tmp_path).test == Pairs(["test"], ["test"])
+    assert folder(tmp_path).test == ParallelText(["test"], ["test"])
     refused(lambda: folder(tmp_path, target="de"), tmp_path / "train.de", "is missing")
     refused(lambda: folder(tmp_path, test="test_2018"), tmp_path / "test_2018.en", "is missing")
     refused(lambda: folder(tmp_path / "none"), tmp_path / "none", "does not exist")
@@ -317,7 +317,7 @@ def test_multi30k_is_downloaded_whole_and_unchanged_or_not_at_all(tmp_path, monk
     files["val.fr.gz"] = files["val.fr.gz"].removesuffix(b"more")
     download_multi30k(tmp_path)
     assert has_multi30k(tmp_path)
-    assert multi30k(tmp_path).test == Pairs(["test_2016_flickr.en.gz"], ["test_2016_flickr.fr.gz"])
+    assert multi30k(tmp_path).test == ParallelText(["test_2016_flickr.en.gz"], ["test_2016_flickr.fr.gz"])
 
 
 def test_reads_one_file(tmp_path):

@@ -13,14 +13,14 @@ import sentencepiece
 import torch
 
 from lightning_meta.errors import InputError
-from lightning_meta.sources.parallel_text import Pairs, folder
-from lightning_meta.sources.subwords import BOS, EOS, PAD, UNKNOWN, Pieces, train_pieces
+from lightning_meta.sources.parallel_text import ParallelText, folder
+from lightning_meta.sources.subwords import BOS, EOS, PAD, UNKNOWN, Subwords, train_subwords
 from tests.conftest import ROOT, refused
 
 ANIMALS = {"cat": "chat", "dog": "chien", "cow": "vache", "bird": "oiseau", "fish": "poisson"}
 DEEDS = {"sees": "voit", "follows": "suit", "hears": "entend", "fears": "craint"}
 # all sentences of these words
-TEXTS = Pairs(
+TEXTS = ParallelText(
     [f"the {a} {deed} the {b}." for a in ANIMALS for deed in DEEDS for b in ANIMALS],
     [f"le {a} {deed} le {b}\u202f!" for a in ANIMALS.values() for deed in DEEDS.values() for b in ANIMALS.values()],
 )
@@ -28,12 +28,12 @@ TEXTS = Pairs(
 
 @pytest.fixture(scope="module")
 def pieces():
-    return Pieces(train_pieces(TEXTS, 330))
+    return Subwords(train_subwords(TEXTS, 330))
 
 
 @pytest.fixture(scope="module")
 def small():
-    return Pieces(train_pieces(TEXTS, 60, byte_fallback=False))
+    return Subwords(train_subwords(TEXTS, 60, byte_fallback=False))
 
 
 @pytest.mark.parametrize("which", ["pieces", "small"])
@@ -70,7 +70,7 @@ def test_passes_over_special_pieces_blanks_and_nothing(pieces):
 
 def test_is_the_same_from_a_tensor_and_from_a_pickle(pieces):
     tensor = torch.frombuffer(bytearray(pieces.model), dtype=torch.uint8)
-    for other in (Pieces(tensor.numpy().tobytes()), pickle.loads(pickle.dumps(pieces))):
+    for other in (Subwords(tensor.numpy().tobytes()), pickle.loads(pickle.dumps(pieces))):
         assert other.model == pieces.model
         assert other.encode(TEXTS.source) == pieces.encode(TEXTS.source)
         assert len(other) == len(pieces)
@@ -79,10 +79,10 @@ def test_is_the_same_from_a_tensor_and_from_a_pickle(pieces):
 def test_learns_the_same_in_any_process():
     program = """if True:
         import hashlib, json
-        from lightning_meta.sources.subwords import train_pieces
-        print(hashlib.md5(train_pieces(json.loads(input()), 330)).hexdigest())
+        from lightning_meta.sources.subwords import train_subwords
+        print(hashlib.md5(train_subwords(json.loads(input()), 330)).hexdigest())
     """
-    expected = hashlib.md5(train_pieces(TEXTS, 330)).hexdigest()
+    expected = hashlib.md5(train_subwords(TEXTS, 330)).hexdigest()
     done = subprocess.run(
         [sys.executable, "-c", program],
         input=json.dumps(TEXTS),
@@ -98,16 +98,16 @@ def test_learns_the_same_in_any_process():
 
 def test_reads_texts_of_millions_in_evenly_spread_lines(monkeypatch):
     monkeypatch.setattr("lightning_meta.sources.subwords._LINES", 50)
-    thinned = train_pieces([TEXTS.source[::2], TEXTS.target[::2]], 300)
+    thinned = train_subwords([TEXTS.source[::2], TEXTS.target[::2]], 300)
     assert len(TEXTS.source) == 100
-    assert train_pieces(TEXTS, 300) == thinned
-    assert train_pieces(TEXTS, 300) != train_pieces([TEXTS.source[:50], TEXTS.target[:50]], 300)
+    assert train_subwords(TEXTS, 300) == thinned
+    assert train_subwords(TEXTS, 300) != train_subwords([TEXTS.source[:50], TEXTS.target[:50]], 300)
 
 
 @pytest.mark.parametrize("byte_fallback", [True, False])
 def test_names_the_largest_and_the_smallest_size(byte_fallback, capfd):
     def learn(size):
-        return train_pieces(TEXTS, size, byte_fallback)
+        return train_subwords(TEXTS, size, byte_fallback)
 
     limits = []
     for size, words in ((5_000, ("too small for 5,000 pieces", "at most")), (5, ("5 pieces are too few", "at least"))):
@@ -116,8 +116,8 @@ def test_names_the_largest_and_the_smallest_size(byte_fallback, capfd):
         assert all(word in str(caught.value) for word in words)
         limits.append(int(str(caught.value).split()[-1].replace(",", "")))
     largest, smallest = limits
-    assert len(Pieces(learn(largest))) == largest
-    assert len(Pieces(learn(smallest))) == smallest
+    assert len(Subwords(learn(largest))) == largest
+    assert len(Subwords(learn(smallest))) == smallest
     refused(lambda: learn(largest + 1), f"at most {largest}")
     refused(lambda: learn(smallest - 1), f"at least {smallest}")
     assert capfd.readouterr() == ("", "")
@@ -125,12 +125,12 @@ def test_names_the_largest_and_the_smallest_size(byte_fallback, capfd):
 
 @pytest.mark.parametrize("texts", [[], [[]], [["", " "]]], ids=["no texts", "no sentences", "blank sentences"])
 def test_refuses_texts_of_nothing(texts):
-    refused(lambda: train_pieces(texts, 300), "no subwords can be learned")
+    refused(lambda: train_subwords(texts, 300), "no subwords can be learned")
 
 
 @pytest.mark.parametrize("model", [b"", b"not a model", bytes(100)])
 def test_refuses_what_is_no_vocabulary(model):
-    refused(lambda: Pieces(model), "no vocabulary")
+    refused(lambda: Subwords(model), "no vocabulary")
 
 
 def test_refuses_a_vocabulary_with_other_special_pieces_and_a_damaged_one(pieces):
@@ -138,8 +138,8 @@ def test_refuses_a_vocabulary_with_other_special_pieces_and_a_damaged_one(pieces
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS.source), model_writer=other, vocab_size=30, model_type="bpe", minloglevel=2
     )
-    refused(lambda: Pieces(other.getvalue()), "no vocabulary")
-    refused(lambda: Pieces(pieces.model[: len(pieces.model) // 2 + 1]), "no vocabulary")
+    refused(lambda: Subwords(other.getvalue()), "no vocabulary")
+    refused(lambda: Subwords(pieces.model[: len(pieces.model) // 2 + 1]), "no vocabulary")
 
 
 def test_spells_pieces_with_their_blanks(pieces):
@@ -150,7 +150,7 @@ def test_spells_pieces_with_their_blanks(pieces):
 
 def test_reads_the_real_multi30k(real_data):
     train = folder(real_data / "multi30k" / "raw").train
-    pieces = Pieces(train_pieces(train, 4_000))
+    pieces = Subwords(train_subwords(train, 4_000))
     sample = random.Random(0).sample(train.target, 1_000)
     assert pieces.decode(pieces.encode(sample)) == [re.sub(" +", " ", sentence) for sentence in sample]
     assert len(pieces) == 4_000

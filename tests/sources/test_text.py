@@ -14,7 +14,7 @@ import pytest
 from lightning_meta.errors import InputError
 from lightning_meta.sources import text
 from lightning_meta.sources.text import (
-    Text,
+    TextSplits,
     compressed_bits,
     download_penn_treebank,
     download_wikipedia,
@@ -368,10 +368,10 @@ def test_help_text_as_characters_is_like_penn_treebank():
 
 
 def test_vocabulary_is_of_all_parts():
-    parts = Text(np.frombuffer(b"abba", np.uint8), np.array([0x10FFFF, 97], np.uint32), np.array([0], np.int64))
+    parts = TextSplits(np.frombuffer(b"abba", np.uint8), np.array([0x10FFFF, 97], np.uint32), np.array([0], np.int64))
     assert vocabulary(parts).tolist() == [0, 97, 98, 0x10FFFF]
     assert vocabulary(parts).dtype == np.int64
-    assert vocabulary(Text(*[np.repeat(np.uint8(7), 2**22 + 1)] * 3)).tolist() == [7]
+    assert vocabulary(TextSplits(*[np.repeat(np.uint8(7), 2**22 + 1)] * 3)).tolist() == [7]
 
 
 def test_unigram_bits_by_hand():

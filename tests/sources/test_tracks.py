@@ -163,7 +163,7 @@ def test_got10k(tmp_path, monkeypatch):
     (tmp_path / "GOT-10k" / "train" / "list.txt").touch()
     assert has_got10k(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(tracks, "read_picture", pytest.fail)  # frames are opened on demand only
+        patch.setattr(tracks, "read_image", pytest.fail)  # frames are opened on demand only
         first, second = got10k(tmp_path)
     assert (first.name, second.name) == ("GOT-10k_Train_000001", "GOT-10k_Train_000002")
     assert first.boxes[[0, 2]].tolist() == [[1.5, 2, 3, 4], [9, 10, 11, 12]]
@@ -206,7 +206,7 @@ def test_imagenet_vid(tmp_path, monkeypatch):
     vid_video(tmp_path, annotation((3, 1, 2, 1, 22)), video="val/ILSVRC2015_val_00000000")
     assert has_imagenet_vid(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(tracks, "read_picture", pytest.fail)
+        patch.setattr(tracks, "read_image", pytest.fail)
         first, second = imagenet_vid(tmp_path)
         (val,) = imagenet_vid(tmp_path, "val")
     assert first.name == "ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000000/0"

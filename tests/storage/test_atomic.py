@@ -3,13 +3,13 @@ import os
 import pytest
 
 from lightning_meta.errors import InputError
-from lightning_meta.storage.atomic import lost_worker, whole
+from lightning_meta.storage.atomic import atomic_write, lost_worker
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):
     path = tmp_path / "file"
     path.write_text("former")
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_text("half")
         assert path.read_text() == "former"
         part.write_text("new")
@@ -23,7 +23,7 @@ def test_a_failure_leaves_the_former_file_and_no_litter(tmp_path, failure):
     path.write_text("former")
 
     def fail():
-        with whole(path) as part:
+        with atomic_write(path) as part:
             part.write_text("half")
             raise failure
 

@@ -1,17 +1,17 @@
-"""The operator behind HyperLSTMCell, and its gradients. Letters as in ``layers.py``.
+"""The custom operator behind HyperLSTMCell.sequence, and its gradients. Letters as in ``layers.py``.
 
-Autograd would keep a graph of some sixty operations a step, and add to every weight's gradient at every step. Here a
-step keeps only what its gradients need, and weights' gradients are one product after the loop; but for the scales',
-since what they are made of is larger than all the rest together. Each gate of a step is contiguous memory. Views are
-made before the loop where that is simple, since one costs as much as a small operation.
+Autograd would keep a graph of about sixty operations per step and add to every weight's gradient at every step. Here a
+step keeps only what its gradients need. The weights' gradients are one matmul each after the loop, except for those of
+the scale weights, whose inputs would need more memory than all the rest. Each gate of a step is contiguous in memory.
+Most views are created before the loop, because creating one takes as long as a small operation.
 
-Where the sequence is large and hyper_lstm.cpp can be built, a step is one pass over memory, but for its large
-products; elsewhere it is _step and _step_backward, which say the same.
+If the sequence is large and hyper_lstm.cpp can be built, a step is a single pass over memory apart from its large
+matmuls. Otherwise _step and _step_backward compute the same.
 
-Step t is some n rows of every (N, ...) tensor. A sample's state stays where it is once its sequence is over, or until
-it starts in reverse: a step touches the first n rows of a state alone.
+Tensors are packed as (N, ...): step t owns n_t consecutive rows. A step reads and writes only the first n_t rows of a
+state. The other samples have ended (or, in reverse, have not yet begun), and their state stays as it is.
 
-From here on z has one number more, always 1: see HyperLSTMCell.sequence.
+Here z has one more number, always 1: see HyperLSTMCell._fast_sequence.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,18 +23,18 @@ from torch import Tensor
 from lightning_meta.hypernetworks.ops import hyper_lstm_native
 
 EPSILON = 1e-3  # of every layer norm; from the authors' code
-WORTH_BUILDING = 2**16  # N * H from which on a HyperLSTM's steps are compiled
+WORTH_BUILDING = 2**16  # use the C++ steps if N * H is at least this
 
 
 class _Kept(NamedTuple):
-    """What a network keeps for its gradients: (N, ...), or of one step (n, units), by gate where there are several."""
+    """What a network keeps for its gradients: (N, ...) in all, or (n, units) or (gates, n, units) of one step."""
 
     h: Tensor  # before the step
     c: Tensor  # before the step
     gates: Tensor  # after their nonlinearities
     tanh_c: Tensor
     normal: Tensor  # gates and c, normalised
-    rstd: Tensor  # by what
+    rstd: Tensor  # 1 / their standard deviation
 
     @classmethod
     def empty(cls, rows: int, H: int, normed: bool, like: Tensor) -> "_Kept":
@@ -53,7 +53,7 @@ class _Kept(NamedTuple):
 
 
 def _steps(slab: Tensor | None, batch_sizes: list[int], dim: int = 0) -> Sequence[Any]:
-    """Each step's rows, or None for each step. A slab that is too small for all steps serves each in turn."""
+    """Split a tensor into the rows of each step. If it has too few rows for all steps, they share the first ones."""
     if slab is None:
         return [None] * len(batch_sizes)
     if slab.shape[dim] == sum(batch_sizes):
@@ -62,40 +62,40 @@ def _steps(slab: Tensor | None, batch_sizes: list[int], dim: int = 0) -> Sequenc
 
 
 def _by_gate(x: Tensor, H: int) -> Tensor:
-    """(4, N, H) view of the first columns of (N, 4H + ...)."""
+    """View the first columns of (N, 4H + ...) as (4, N, H)."""
     return x[:, : 4 * H].unflatten(1, (4, H)).transpose(0, 1)
 
 
 def _by_network(x: Tensor, H: int, S: int) -> tuple[Tensor, Tensor]:
-    """(4, N, H) and (4, N, S) views of (N, 4H + 4S)."""
+    """View (N, 4H + 4S) as (4, N, H) and (4, N, S)."""
     return _by_gate(x, H), _by_gate(x[:, 4 * H :], S)
 
 
 def _by_scale(z: Tensor, Z: int) -> Tensor:
-    """(12, N, Z) view of (N, 12 Z)."""
+    """View (N, 12 Z) as (12, N, Z)."""
     return z.unflatten(1, (12, Z)).transpose(0, 1)
 
 
 def _normalise(x: Tensor, norm: Tensor, normal: Tensor, rstd: Tensor) -> None:
-    """Layer norm of gates (gates, n, H), in place; norm (2, gates, 1, H)."""
+    """Apply layer norm to gates (gates, n, H) in place; gains and biases are norm (2, gates, 1, H)."""
     found, _, r = torch.native_layer_norm(x, x.shape[2:], None, None, EPSILON)
     rstd.copy_(r)
     torch.addcmul(norm[1], normal.copy_(found), norm[0], out=x)
 
 
 def _normalise_backward(grad: Tensor, norm: Tensor, grad_norm: Tensor, normal: Tensor, rstd: Tensor) -> None:
-    """Gradients of what was normalised from those of the result, in place. Adds to grad_norm."""
+    """Turn the gradient of the layer norm's result into that of its input, in place. Add to grad_norm."""
     grad_norm[0] += (grad * normal).sum(1, keepdim=True)
     grad_norm[1] += grad.sum(1, keepdim=True)
     grad *= norm[0]
-    as_they_are = torch.zeros_like(rstd), torch.ones_like(rstd)  # mean and 1 / deviation of what is normal
+    statistics = torch.zeros_like(rstd), torch.ones_like(rstd)  # mean and 1 / deviation of ``normal``
     options = None, None, [True, False, False]
-    found = torch.ops.aten.native_layer_norm_backward(grad, normal, grad.shape[2:], *as_they_are, *options)[0]
+    found = torch.ops.aten.native_layer_norm_backward(grad, normal, grad.shape[2:], *statistics, *options)[0]
     torch.mul(found, rstd, out=grad)
 
 
 def _update(kept: _Kept, c: Tensor, norm: Tensor | None, mask: Tensor | None) -> Tensor:
-    """The next h from the gates' sums, in ``kept.gates``; gates and c in place."""
+    """Return the next h. Replaces the gates' sums in ``kept.gates`` by the gates, and c by the next c, in place."""
     if norm is not None:
         _normalise(kept.gates, norm[:, :4], kept.normal[:4], kept.rstd[:4])
     i, f, g, o = kept.gates.unbind()
@@ -119,7 +119,7 @@ def _update_backward(
     mask: Tensor | None,
     out: Tensor,
 ) -> None:
-    """Gradients of the gates' sums into out (4, n, H), of c in place. Adds to grad_norm."""
+    """Write the gradients of the gates' sums to out (4, n, H), update that of c in place, add to grad_norm."""
     i, f, g, o = kept.gates.unbind()
     to_c = torch.ops.aten.tanh_backward(grad_h * o, kept.tanh_c)
     if norm is not None and grad_norm is not None:
@@ -149,19 +149,19 @@ def _step(
     c: Tensor,
     out: Tensor,
 ) -> None:
-    """A step of one network, but for its products.
+    """Run a step of one network, given its matmuls.
 
     Args:
-        kept: Where to keep what the gradients need.
-        x: The product with x, (4, n, H).
-        products: The product with the main network's h before the step, (4, n, H).
-        z: (n, 12 Z); of the small network its own sums, (n, 4H).
+        kept: Receives what the gradients need.
+        x: Product of the input weights and x, (4, n, H).
+        products: Product of the weights and the main network's previous h, (4, n, H).
+        z: (n, 12 Z); in the small network the product with its own previous h, plus bias, (n, 4H).
         scale: (12, Z, H); None in the small network.
-        norm: None, or (2, 5, 1, H).
-        mask: None, or (n, H).
-        h: State (n, H), brought forward in place.
-        c: State (n, H), brought forward in place.
-        out: Where h goes, too.
+        norm: Gains and biases (2, 5, 1, H); None without layer norm.
+        mask: Dropout's factors (n, H), or None.
+        h: State (n, H), updated in place.
+        c: State (n, H), updated in place.
+        out: Receives a copy of the new h.
     """
     kept.h.copy_(h)
     kept.c.copy_(c)
@@ -191,9 +191,10 @@ def _step_backward(
     grad_norm: Tensor | None,
     grad_scale: Tensor | None,
 ) -> None:
-    """Gradients of a step, from those of h, c and out: writes to_x, to_products, to_z and c, adds to the last two.
+    """Compute the gradients of a step from those of h, c and out, which replace h, c and out in ``_step``.
 
-    These two have one slab for each part of the samples, of which this form uses the first. h's is left to the caller.
+    Writes to_x, to_products, to_z and c, and adds to grad_norm and grad_scale. Those two have one slice per thread;
+    this form uses the first. The caller computes the gradient of h.
     """
     if out is not None:
         h += out
@@ -217,10 +218,9 @@ def _step_backward(
 
 
 def _forms(projected: Tensor, scale: Tensor) -> tuple[Callable[..., None], Callable[..., None], int]:
-    """What does a step, forward and backward, and into how many parts the samples are split.
+    """Return the functions for a forward and a backward step, and their number of threads.
 
-    A matter of size and machine alone, so that a run that is taken up computes as before; and what is small waits for
-    no compiler.
+    Chosen by size and machine only, so a resumed run uses the same code. Small inputs never trigger compilation.
     """
     large = projected.shape[0] * scale.shape[2] >= WORTH_BUILDING
     return (hyper_lstm_native.steps(scale, projected.dtype) if large else None) or (_step, _step_backward, 1)
@@ -243,18 +243,18 @@ def hyper_lstm(
     """Run one layer in one direction.
 
     Args:
-        projected: (N, 4H + 4S), both networks' products with x.
-        weight_h: (4H + 4S, H), in the dtype of ``projected``, in which those two products run.
-        weights: of the small network (4S, S) and (4S); to z (12 Z, S) and (12 Z); scale (12, Z, H). The 12 are d_h of
-            all gates, d_x of all gates, b of all gates.
-        norms: None or two, (2, 5, 1, H) and (2, 5, 1, S): gain and bias of the gates and c.
-        mask: (N, H).
-        hyper_mask: (N, S).
+        projected: Products of both networks' input weights and x, (N, 4H + 4S).
+        weight_h: Both networks' weights for h, (4H + 4S, H), in the dtype of ``projected``.
+        weights: The small network's weight (4S, S) and bias (4S); weight (12 Z, S) and bias (12 Z) of z; scale weights
+            (12, Z, H). The 12 are d_h of all gates, d_x of all gates, b of all gates.
+        norms: Empty, or gains and biases of the gates and of c: (2, 5, 1, H) and (2, 5, 1, S).
+        mask: Dropout's factors (N, H), or None.
+        hyper_mask: The same for the small network, (N, S).
         state: h, hyper_h, c, hyper_c.
-        batch_sizes: Of the packed sequence.
-        reverse: Whether the last step comes first.
-        embed_previous: Whether z is made from hyper_h before the step.
-        keep: Whether gradients will be asked for.
+        batch_sizes: Number of samples at each step.
+        reverse: Run from the last step to the first.
+        embed_previous: Compute z from hyper_h before the step.
+        keep: Keep what the gradients need.
 
     Returns:
         Outputs (N, H), the four parts of the last state, and what is kept for the gradients.
@@ -266,7 +266,7 @@ def hyper_lstm(
     state = [part.clone(memory_format=torch.contiguous_format) for part in state]
     output, main, hyper, z_kept, hyper_kept, with_h = _new_results(projected, weights, norms, batch_sizes, keep)
     weight_h, hyper_weight, embed_weight = weight_h.t(), hyper_weight.t(), embed_weight.t()
-    if len(batch_sizes) > 8:  # then laying it out for the products pays
+    if len(batch_sizes) > 8:  # then a contiguous copy pays off
         weight_h = weight_h.contiguous()
     states = {n: [part[:n] for part in state] for n in set(batch_sizes)}
     by_row = with_h, z_kept, hyper_kept, output, mask, hyper_mask
@@ -292,7 +292,7 @@ def hyper_lstm(
 def _new_results(
     projected: Tensor, weights: list[Tensor], norms: list[Tensor], batch_sizes: list[int], keep: bool
 ) -> tuple[Tensor, _Kept, _Kept, Tensor, Tensor, Tensor]:
-    """Memory for outputs, what both networks keep, z, the small network's new h, and both networks' products with h."""
+    """Allocate outputs, what both networks keep, z, the small network's new h, and both networks' products with h."""
     hyper_weight, _, _, embed_bias, scale = weights
     N, H, S = projected.shape[0], scale.shape[2], hyper_weight.shape[1]
     rows = N if keep else max(batch_sizes)
@@ -316,7 +316,7 @@ def hyper_lstm_backward(
     reverse: bool,
     embed_previous: bool,
 ) -> list[Tensor]:
-    """Gradients of ``projected``, ``weight_h``, ``weights``, ``norms`` and ``state``, in this order."""
+    """Return the gradients of ``projected``, ``weight_h``, ``weights``, ``norms`` and ``state``, in this order."""
     hyper_weight, _, embed_weight, _, scale = weights
     H, S = scale.shape[2], hyper_weight.shape[1]
     main, hyper, (z_kept, hyper_kept, with_h) = _Kept(*kept[:6]), _Kept(*kept[6:12]), kept[12:]
@@ -343,13 +343,13 @@ def hyper_lstm_backward(
         ]:
             x, hyper_x, products, hyper_products, to_x, to_hyper_x, to_products, to_hyper_products = views
             h, hyper_h, c, hyper_c = states[len(to_out)]  # their gradients
-            ours: tuple[Any, ...] = m, x, products, z, scale, norm, keep, h, c, to_out
-            step_backward(*ours, to_x, to_products, to_z, grad_norm, grad_scale)
+            shared: tuple[Any, ...] = m, x, products, z, scale, norm, keep, h, c, to_out
+            step_backward(*shared, to_x, to_products, to_z, grad_norm, grad_scale)
             through_z = to_z @ embed_weight
             if not embed_previous:
                 hyper_h += through_z
-            ours = s, hyper_x, hyper_products, None, None, hyper_norm, hyper_keep, hyper_h, hyper_c, None
-            step_backward(*ours, to_hyper_x, to_hyper_products, to_sums, grad_hyper_norm, None)
+            shared = s, hyper_x, hyper_products, None, None, hyper_norm, hyper_keep, hyper_h, hyper_c, None
+            step_backward(*shared, to_hyper_x, to_hyper_products, to_sums, grad_hyper_norm, None)
             torch.mm(to_sums, hyper_weight, out=hyper_h)
             if embed_previous:
                 hyper_h += through_z
@@ -409,7 +409,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _gradients(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     projected, weight_h, mask, hyper_mask, *rest = ctx.saved_tensors
     state, weights, norms, kept = rest[:4], rest[4:9], rest[9 : 9 + ctx.norms], rest[9 + ctx.norms :]
-    # Of all outputs, those that nothing was made of have no gradient.
+    # Outputs that the loss does not depend on have gradient None.
     grad_state = [torch.zeros_like(s) if grad is None else grad for s, grad in zip(state, grads[1:5], strict=True)]
     grad_output = grads[0]
     if grad_output is None:

@@ -1,4 +1,4 @@
-"""Builds hyper_lstm.cpp where there is a C++ compiler, and calls it."""
+"""Builds hyper_lstm.cpp if a C++ compiler is available, and calls it."""
 
 import ctypes
 import functools
@@ -24,14 +24,14 @@ class _Step(ctypes.Structure):
 
 
 def steps(like: Tensor, products: torch.dtype) -> tuple[Callable[..., None], Callable[..., None], int] | None:
-    """``hyper_lstm``'s ``_step`` and ``_step_backward`` as compiled, and into how many parts they split the samples.
+    """Return compiled forms of ``hyper_lstm``'s ``_step`` and ``_step_backward``, and their number of threads.
 
     Args:
-        like: Of the device and dtype of all but the products with x and h.
-        products: Their dtype.
+        like: A tensor with the device and dtype of everything except the products with x and h.
+        products: Dtype of those products.
 
     Returns:
-        None where they cannot be had: no CPU, no compiler, or other dtypes.
+        None if there is no compiler, the device is not a CPU, or the dtypes are not supported.
     """
     library, parts = _library() if like.device.type == "cpu" else None, torch.get_num_threads()
     names = (f"{name}_{like.dtype}_{products}".replace("torch.", "") for name in ("step", "step_backward"))
