@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
-from lightning_meta.data_terms import terms
 from lightning_meta.errors import InputError
-from lightning_meta.names import full_path, short_name
 from lightning_meta.running.measures import amounts
+from lightning_meta.sources.data_terms import terms
 from lightning_meta.storage.atomic import write_text
 from lightning_meta.storage.checkpoints import read_checkpoint
+from lightning_meta.storage.names import full_path, short_name
 from lightning_meta.storage.weights import find, shipped, write
 
 LIMITS = "one run; nothing but this test was tried."

@@ -25,13 +25,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from lightning_meta import catalogue, command_help
-from lightning_meta.command_options import OptionParser
 from lightning_meta.errors import InputError
-from lightning_meta.names import configurations, expand, full_path, rename_classes, short_name
 from lightning_meta.running.callbacks import PredictionWriter, Record, TensorBoardPictures
+from lightning_meta.running.options import OptionParser
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.storage.atomic import lost_worker
 from lightning_meta.storage.checkpoints import LastCheckpoint, read_checkpoint
+from lightning_meta.storage.names import configurations, expand, full_path, rename_classes, short_name
 from lightning_meta.storage.weights import find
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "single_device")

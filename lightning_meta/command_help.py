@@ -7,8 +7,8 @@ from inspect import getdoc
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_meta.names import experiments
 from lightning_meta.running.schedule import MetaSchedule
+from lightning_meta.storage.names import experiments
 
 COMMANDS = {
     "fit": "train an experiment, then test it; --ckpt_path last resumes a run",

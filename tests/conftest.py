@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from lightning_meta.cli import main
 from lightning_meta.errors import InputError
-from lightning_meta.names import CLASSES
+from lightning_meta.storage.names import CLASSES
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml") if path.stem != "defaults")

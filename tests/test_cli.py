@@ -20,7 +20,7 @@ from lightning_meta.cli import main
 from lightning_meta.drawing.files import write_gif
 from lightning_meta.dynamic_filters.moving_mnist_data import moving_digits, trajectory
 from lightning_meta.dynamic_filters.video import VideoPrediction
-from lightning_meta.seeding import generator
+from lightning_meta.sources.seeding import generator
 from tests.conftest import CONFIGS, ROOT, arguments
 
 

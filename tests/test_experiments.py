@@ -16,7 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_meta.cli import main
-from lightning_meta.names import full_path
+from lightning_meta.storage.names import full_path
 from tests.conftest import CONFIGS, DRAWN, ROOT, arguments, some
 from tests.runs import at_hook, free_port, signals, two_nodes, two_ranks
 

@@ -11,9 +11,9 @@ from packaging.utils import canonicalize_name
 from safetensors import safe_open
 
 import lightning_meta
-from lightning_meta.data_terms import UNKNOWN, terms
 from lightning_meta.hypernetworks import text_data, translation_data
 from lightning_meta.learnets.tracking_data import LAYOUTS
+from lightning_meta.sources.data_terms import UNKNOWN, terms
 from lightning_meta.storage.weights import shipped
 from tests.conftest import ROOT
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_meta.names import full_path
+from lightning_meta.storage.names import full_path
 from tests.conftest import CONFIGS, ROOT
 
 PACKAGE = ROOT / "lightning_meta"
@@ -18,7 +18,7 @@ PAPERS = [path.name for path in PACKAGE.iterdir() if (path / "layers.py").exists
 
 FLOORS = [  # rooms of the package, from the ground up: a room knows only those below its own floor
     ["errors"],
-    ["seeding", "nn", "names", "command_options", "data_terms"],
+    ["nn"],
     ["sources", "storage"],
     ["drawing"],
     ["running"],

@@ -11,8 +11,8 @@ from lightning_meta.dynamic_filters.moving_mnist_data import ClipDataModule, Fix
 from lightning_meta.dynamic_filters.photographs import grey_photographs
 from lightning_meta.errors import InputError
 from lightning_meta.running.data_module import SPLITS, Source
-from lightning_meta.seeding import generator
 from lightning_meta.sources import driving
+from lightning_meta.sources.seeding import generator
 
 STAND_IN = "drives over bundled photographs, a stand-in for driving video"
 

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 from lightning_meta.errors import InputError
 from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
 from lightning_meta.running.segments import Key, Segment
-from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import digits, video_files
+from lightning_meta.sources.seeding import generator, shuffled
 
 SIZE, DIGIT = 64, 28  # pixels of the canvas and of a digit
 STEP = 0.1  # speed as a fraction of the range 64 - 28 of a digit's position: 3.6 pixels a frame

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_meta.command_options import Numbers
 from lightning_meta.dynamic_filters.photographs import grey_photographs
 from lightning_meta.errors import InputError
 from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
+from lightning_meta.running.options import Numbers
 from lightning_meta.running.segments import Key, Segment
-from lightning_meta.seeding import generator
 from lightning_meta.sources import image_files
+from lightning_meta.sources.seeding import generator
 
 SIZE = 64  # side of a patch in validation and test
 STAND_IN = "bundled photographs, a stand-in for natural pictures"

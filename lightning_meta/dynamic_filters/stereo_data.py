@@ -17,9 +17,9 @@ from lightning_meta.dynamic_filters.photographs import grey_photographs
 from lightning_meta.errors import InputError
 from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
 from lightning_meta.running.segments import Key, Segment
-from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import stereo
 from lightning_meta.sources.driving import read_highway
+from lightning_meta.sources.seeding import generator, shuffled
 from lightning_meta.sources.stereo import StereoPair, Views
 
 SIZE = 64  # side of the paper's images

@@ -16,9 +16,9 @@ from lightning_meta.errors import InputError
 from lightning_meta.running.data_module import Source
 from lightning_meta.running.labelled_image_data import LabelledImageDataModule
 from lightning_meta.running.segments import Key, Segment
-from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import image_files, labelled_images
 from lightning_meta.sources.labelled_images import LabelledImages
+from lightning_meta.sources.seeding import generator, shuffled
 
 TRAIN, VALIDATION_SPLIT = 0, 1  # separate streams of random numbers
 

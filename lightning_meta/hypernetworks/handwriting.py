@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_meta.command_options import Numbers
 from lightning_meta.errors import InputError
 from lightning_meta.hypernetworks import stroke_figures
 from lightning_meta.hypernetworks.layers import HyperLSTM
@@ -21,7 +20,8 @@ from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, constant, cosine
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean, Values
-from lightning_meta.seeding import seed_of
+from lightning_meta.running.options import Numbers
+from lightning_meta.sources.seeding import seed_of
 
 State = tuple[Tensor, Tensor]
 

@@ -20,7 +20,7 @@ from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, constant, cosine
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean
-from lightning_meta.seeding import seed_of
+from lightning_meta.sources.seeding import seed_of
 from lightning_meta.sources.text import compressed_bits, unigram_bits
 
 State = tuple[Tensor, Tensor]

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_meta.errors import InputError
 from lightning_meta.running.data_module import MetaDataModule, Source
 from lightning_meta.running.segments import Key, Segment
-from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import strokes
+from lightning_meta.sources.seeding import generator, shuffled
 
 
 class StrokeBatch(NamedTuple):

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_meta.errors import InputError
 from lightning_meta.running.data_module import MetaDataModule, Source
 from lightning_meta.running.segments import Key, Segment
-from lightning_meta.seeding import generator
 from lightning_meta.sources import text
+from lightning_meta.sources.seeding import generator
 
 NAMES = {"penn_treebank": "Penn Treebank", "enwik8": "enwik8", "text8": "text8"}
 

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_meta.errors import InputError
 from lightning_meta.running.data_module import MetaDataModule, Source
 from lightning_meta.running.segments import Key, Segment
-from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import parallel_text
 from lightning_meta.sources.parallel_text import Corpus, ParallelText
+from lightning_meta.sources.seeding import generator, shuffled
 from lightning_meta.sources.subwords import EOS, PAD, Subwords, train_subwords
 
 NAMES = {"wmt14": "WMT'14 English to French", "multi30k": "Multi30k English to French"}

@@ -12,7 +12,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from lightning_meta.command_options import Numbers
 from lightning_meta.drawing.files import write_png
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.baselines import RULES, best_rate, descend
@@ -32,6 +31,7 @@ from lightning_meta.running.experiment import Experiment
 from lightning_meta.running.learning_rates import by_step, constant, cosine
 from lightning_meta.running.measures import Measure
 from lightning_meta.running.metrics import Mean, Values
+from lightning_meta.running.options import Numbers
 
 OURS = "learned optimizer"
 

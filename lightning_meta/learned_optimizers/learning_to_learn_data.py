@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_meta.command_options import Integers
 from lightning_meta.errors import InputError
 from lightning_meta.learned_optimizers.problem_sets import (
     ClassificationSet,
@@ -19,6 +18,7 @@ from lightning_meta.learned_optimizers.problems import MLP, ConvNet
 from lightning_meta.learned_optimizers.unroll import Problems
 from lightning_meta.running.data_module import MetaDataModule, Source
 from lightning_meta.running.labelled_image_data import LabelledImageDataModule
+from lightning_meta.running.options import Integers
 from lightning_meta.sources import labelled_images
 
 

@@ -16,8 +16,8 @@ from lightning_meta.learned_optimizers.problems import Classification, Quadratic
 from lightning_meta.learned_optimizers.unroll import Problems
 from lightning_meta.running.data_module import SPLITS
 from lightning_meta.running.segments import Key, Segment, evaluation_keys
-from lightning_meta.seeding import generator
 from lightning_meta.sources.arrays import open_npz
+from lightning_meta.sources.seeding import generator
 
 
 class DrawnProblems(NamedTuple):

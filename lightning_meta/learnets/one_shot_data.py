@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_meta.errors import InputError
 from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
 from lightning_meta.running.segments import Episode, Key, Segment
-from lightning_meta.seeding import generator, seed_of
 from lightning_meta.sources import characters
+from lightning_meta.sources.seeding import generator, seed_of
 
 VALIDATION = {  # alphabets: Omniglot's as in Vinyals et al. (2016), 172 characters; then those of the fonts
     *("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)"),

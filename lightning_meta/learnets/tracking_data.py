@@ -19,13 +19,13 @@ from kornia.geometry.transform import warp_affine
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_meta.command_options import Numbers
 from lightning_meta.errors import InputError
 from lightning_meta.learnets.tracker import EXEMPLAR_SIZE, context_side, crops
 from lightning_meta.running.data_module import SPLITS, MetaDataModule, Source
+from lightning_meta.running.options import Numbers
 from lightning_meta.running.segments import Key, Segment
-from lightning_meta.seeding import generator, shuffled
 from lightning_meta.sources import tracks, video_files
+from lightning_meta.sources.seeding import generator, shuffled
 from lightning_meta.sources.tracks import Track
 
 SEEDS = {"val": 10**6, "test": 10**6 + 1}  # of the generated videos

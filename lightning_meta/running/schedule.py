@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_meta.errors import InputError
 from lightning_meta.running.segments import Episode, Segment, SegmentSampler
-from lightning_meta.seeding import seed_of
+from lightning_meta.sources.seeding import seed_of
 
 Curriculum = int | list[list[int]]
 

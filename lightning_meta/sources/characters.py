@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_meta.errors import InputError
-from lightning_meta.seeding import generator
 from lightning_meta.sources.archives import archive_members
 from lightning_meta.sources.download import download
 from lightning_meta.sources.image_files import decode, image_paths, is_image
+from lightning_meta.sources.seeding import generator
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_meta.errors import InputError
-from lightning_meta.seeding import generator
 from lightning_meta.sources import cifar, digits
+from lightning_meta.sources.seeding import generator
 
 
 class LabelledImages(NamedTuple):

@@ -17,9 +17,9 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from lightning_meta.errors import InputError
-from lightning_meta.seeding import generator
 from lightning_meta.sources.archives import AGAIN, archive_members, first_present
 from lightning_meta.sources.download import download
+from lightning_meta.sources.seeding import generator
 
 _LONGEST = 2**22  # bytes of a line
 _WMT14 = ("train", "newstest2012", "newstest2013", "newstest2014")

@@ -19,9 +19,9 @@ from xml.parsers import expat
 import numpy as np
 
 from lightning_meta.errors import InputError
-from lightning_meta.seeding import generator
 from lightning_meta.sources import restricted_pickle
 from lightning_meta.sources.archives import AGAIN, archive_members, first_present, reason
+from lightning_meta.sources.seeding import generator
 
 _TRAIN, _VALIDATION = ("trainset.txt", "testset_f.txt"), ("testset_v.txt", "testset_t.txt")
 _LINES, _TASK = "lineStrokes", "task1"

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from lightning_meta.errors import InputError
-from lightning_meta.seeding import generator
 from lightning_meta.sources.image_files import bundled_photographs, image_paths, read_image
+from lightning_meta.sources.seeding import generator
 
 _NOWHERE = float("nan")
 _LARGEST = 2**24  # largest file of boxes in bytes; half an hour of video has two million

@@ -15,8 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lightning_meta.errors import InputError
-from lightning_meta.names import PACKAGE
 from lightning_meta.storage.atomic import atomic_write
+from lightning_meta.storage.names import PACKAGE
 
 _NOTES = {"class_path": str, "hyper_parameters": dict, "steps": int, "seconds": int, "shared": dict}
 _MORE = "checkpoint/"  # begins the names of tensors that a checkpoint holds beside the module's state

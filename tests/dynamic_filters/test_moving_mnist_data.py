@@ -16,7 +16,7 @@ from lightning_meta.dynamic_filters.moving_mnist_data import (
 )
 from lightning_meta.errors import InputError
 from lightning_meta.running.segments import Segment
-from lightning_meta.seeding import generator
+from lightning_meta.sources.seeding import generator
 
 SQUARE = np.full((28, 28), 200, np.uint8)
 

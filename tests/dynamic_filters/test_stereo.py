@@ -23,7 +23,7 @@ from lightning_meta.dynamic_filters.stereo_data import Example, FixedPairs, Ster
 from lightning_meta.errors import InputError
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.running.segments import Segment
-from lightning_meta.seeding import generator
+from lightning_meta.sources.seeding import generator
 from lightning_meta.sources.stereo import Views, textured_layers
 from tests.conftest import arguments
 

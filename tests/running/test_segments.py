@@ -6,7 +6,7 @@ import pytest
 from lightning_meta.errors import InputError
 from lightning_meta.running.schedule import MetaSchedule
 from lightning_meta.running.segments import Segment, SegmentSampler, evaluation_keys
-from lightning_meta.seeding import generator, seed_of, shuffled
+from lightning_meta.sources.seeding import generator, seed_of, shuffled
 
 
 def batches(first, count, rank=0, world_size=1, batch_size=2):

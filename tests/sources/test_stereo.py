@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from lightning_meta.errors import InputError
-from lightning_meta.seeding import generator
+from lightning_meta.sources.seeding import generator
 from lightning_meta.sources.stereo import Views, find_pairs, read_pfm, textured_layers
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_meta.errors import InputError
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 CLASSES = {  # class: the module below lightning_meta that defines it
     "VideoPrediction": "dynamic_filters.video",

@@ -7,8 +7,8 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from lightning_meta.cli import main
-from lightning_meta.command_options import Integers, OptionParser, one_line
 from lightning_meta.learnets.tracking_data import TrackingDataModule
+from lightning_meta.running.options import Integers, OptionParser, one_line
 from tests.conftest import ROOT, arguments
 
 LISTS = {"Numbers": [1.0, 2.0, 3.0], "Integers": [1, 2, 3]}

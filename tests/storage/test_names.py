@@ -5,8 +5,8 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from lightning_meta import names
 from lightning_meta.errors import InputError
+from lightning_meta.storage import names
 from tests.conftest import CONFIGS, ROOT
 
 
