@@ -26,14 +26,19 @@ def names() -> list[str]:
 
 
 def load(weights: str | Path) -> LightningModule:
-    """A trained model, ready to be used: on the CPU, in evaluation. No code in a file can run.
+    """Load a trained model onto the CPU, in evaluation mode. No code in the file can run.
 
     Args:
-        weights: One of ``names()``, or the path of a ``.safetensors`` from ``share`` or of a ``.ckpt`` that the
-            command line wrote.
+        weights: One of ``names()``, or the path of a ``.safetensors`` file from ``share`` or of a ``.ckpt`` file that
+            the command line wrote.
 
     Raises:
-        InputError: Where there is no such model, or the file is damaged or something else.
+        InputError: If there is no such model, or the file is damaged or something else.
+
+    >>> import torch
+    >>> model = load("dfn_steerable")
+    >>> model(torch.rand(1, 1, 64, 64), torch.tensor([0.5])).shape
+    torch.Size([1, 1, 64, 64])
     """
     path = find(weights)
     checkpoint = read_checkpoint(path)
@@ -42,16 +47,17 @@ def load(weights: str | Path) -> LightningModule:
         kind = _module_class(saved["_class_path"])
         options = {name: value for name, value in saved.items() if not name.startswith("_")}
         with torch.random.fork_rng(devices=[]):
-            with torch.device("meta"):  # sizes are compared before they take memory
+            with torch.device("meta"):  # compare the sizes before they take memory
                 kind(**options).load_state_dict(checkpoint["state_dict"], assign=True)
             with torch.device("cpu"):
                 model = kind(**options)
         model.load_state_dict(checkpoint["state_dict"])
         model.on_load_checkpoint(checkpoint)
-    except Exception as error:  # hyper-parameters can be wrong in every way in which arguments can
+    except Exception as error:  # wrong hyper-parameters can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
-            f"{path} does not fit the model that it names ({reason:.300}): get it anew, or the code that wrote it"
+            f"{path} does not fit the model that it names ({reason:.300}): get the file again, or use the version that "
+            "wrote it"
         ) from error
     return model.eval()
 
@@ -60,20 +66,20 @@ def _module_class(class_path: str) -> type[LightningModule]:
     module, _, name = full_path(class_path).rpartition(".")
     kind = getattr(importlib.import_module(module), name) if module.startswith("lightning_meta.") else None
     if not (isinstance(kind, type) and issubclass(kind, LightningModule) and kind.__module__ == module):
-        raise TypeError(f"{class_path} is no LightningModule of this package")
+        raise TypeError(f"{class_path} is not a LightningModule of this package")
     return kind
 
 
 def share(run: str | Path, path: str | Path, limits: str = LIMITS) -> None:
-    """Writes the best weights of a run for ``load`` and ``--ckpt_path``, and beside them a model card (``.md``).
+    """Write the best weights of a run, for ``load`` and ``--ckpt_path``, and a model card (``.md``) beside them.
 
     Args:
-        run: A run's folder, such as ``runs/hyper_ptb``, with its best checkpoint and the record of its test.
-        path: Ends in ``.safetensors``.
-        limits: What the card says of where the model can be used.
+        run: Folder of a run, such as ``runs/hyper_ptb``, with its best checkpoint and the record of its test.
+        path: File to write; it ends in ``.safetensors``.
+        limits: The card's sentence on where the model can be used.
 
     Raises:
-        InputError: Where the run was not tested, the record is of another checkpoint, or a file cannot be written.
+        InputError: If the run was not tested, the record belongs to another checkpoint, or a file cannot be written.
     """
     checkpoint = read_checkpoint(Path(run) / "checkpoints" / "best.ckpt")
     try:
@@ -86,7 +92,7 @@ def share(run: str | Path, path: str | Path, limits: str = LIMITS) -> None:
 
 
 def card(path: str | Path, hyper_parameters: dict[str, Any], record: dict[str, Any], limits: str) -> str:
-    """What a person should know of a file of weights, as Markdown; all numbers are the record's."""
+    """Return a model card for a weight file, as Markdown; all numbers come from the record."""
     path = Path(path)
     name = path.stem if path.resolve().parent.parent.parent == Path(__file__).parent else path.name
     kind = short_name(hyper_parameters["_class_path"])
@@ -129,7 +135,7 @@ def card(path: str | Path, hyper_parameters: dict[str, Any], record: dict[str, A
 
 
 def main(arguments: list[str], prog: str = "catalogue") -> None:
-    """Writes a run's weights and their card; without arguments it lists the models of the package."""
+    """Write a run's weights and their card; without arguments, list the models of the package."""
     parser = argparse.ArgumentParser(prog, description=main.__doc__)
     parser.add_argument("run", nargs="?", help="folder of a run that was tested, such as runs/hyper_ptb")
     parser.add_argument("file", nargs="?", help="where to write the weights: NAME.safetensors; the card is NAME.md")

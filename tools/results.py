@@ -1,4 +1,4 @@
-"""``python run.py results``: the tables and plots of the pages, made from the records under ``results/``."""
+"""``python run.py results``: make the tables and plots of the pages from the records in ``results/``."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ MAIN = ("experiment", "measure", "published", "measured here", "best baseline", 
 
 
 def main_runs(folder: Path, names: list[str]) -> str:
-    """A row for the default run of each experiment, beside the paper's number and the best of its baselines."""
+    """Return the README's table: each default run beside the published number and its best baseline."""
     rows = _rows(folder / "rows.yaml")
     table = [MAIN, ["---"] * len(MAIN)]
     for name in names:
@@ -40,10 +40,10 @@ def main_runs(folder: Path, names: list[str]) -> str:
 
 
 def experiments(folder: Path) -> str:
-    """The table of experiments: every row of ``rows.yaml``, with its record where one was kept.
+    """Return the table of all rows of ``rows.yaml``, each with its record if there is one.
 
     Raises:
-        InputError: For a record that no row names, or one without the fields of a record.
+        InputError: If no row names a record, or a record lacks fields.
     """
     rows = _rows(folder / "rows.yaml")
     records = {str(path.relative_to(folder).with_suffix("")): path for path in folder.rglob("*.json")}
@@ -57,7 +57,7 @@ def experiments(folder: Path) -> str:
 
 
 def details(folder: Path, prefix: str) -> str:
-    """All measures of the records whose names begin with ``prefix``, each beside its baselines."""
+    """Return a table of all measures of the records whose names begin with ``prefix``, beside their baselines."""
     table = [DETAILS, ["---"] * len(DETAILS)]
     for key in _rows(folder / "rows.yaml"):
         path = folder / f"{key}.json"
@@ -139,7 +139,7 @@ def _measured(path: Path) -> list[str]:
 
 
 def panels(folder: Path, names: list[str]) -> list[Panel]:
-    """What was published and what was measured of each experiment, and of the variants whose rows have a ``bar``."""
+    """Return each experiment's bars: published, measured, and the variants whose rows have a ``bar``."""
     rows = _rows(folder / "rows.yaml")
     variants = {key: row["bar"] for key, row in rows.items() if "bar" in row}
     return [
@@ -149,7 +149,7 @@ def panels(folder: Path, names: list[str]) -> list[Panel]:
 
 
 def _experiment(key: str, names: list[str]) -> str:
-    """The experiment that a row varies: the longest name that begins its own."""
+    """Return the experiment that a row is a variant of: the longest name that its own begins with."""
     return max((name for name in names if Path(key).name.startswith(name)), key=len, default="")
 
 
@@ -178,7 +178,7 @@ def _panel(folder: Path, name: str, rows: dict[str, dict[str, Any]], variants: d
 
 
 def _bars(label: str, kind: str, record: dict[str, Any]) -> list[Bar]:
-    """Of a record's value, and of its baselines."""
+    """Return the bars of a record's value and of its baselines."""
     names = [label, *record["baselines"]]
     values = [record["value"], *record["baselines"].values()]
     halves = [record.get("interval"), *map(record.get("baseline_intervals", {}).get, record["baselines"])]
@@ -198,7 +198,7 @@ tests/test_faults.py -m campaign --campaign 50`."""
 
 
 def faults(folder: Path) -> str:
-    """What the fault campaign of ``faults.json`` tried; nothing where there was none."""
+    """Return the table of the fault campaign of ``faults.json``; an empty text if there is none."""
     path = folder / "faults.json"
     if not path.exists():
         return ""
@@ -212,7 +212,7 @@ def faults(folder: Path) -> str:
 
 
 def benchmarks(folder: Path) -> str:
-    """The tables of ``benchmarks/*.json``, as ``python -m benchmarks NAME --json`` wrote them."""
+    """Return the tables of ``benchmarks/*.json``, which ``python -m benchmarks NAME --json`` wrote."""
     parts = []
     for path in sorted((folder / "benchmarks").glob("*.json")):
         try:
@@ -231,7 +231,7 @@ def _markdown(table: list[Any]) -> str:
 
 
 def fill(text: str, name: str, content: str) -> str:
-    """``text`` with ``content`` between the comments ``<!-- name -->`` and ``<!-- /name -->``."""
+    """Return ``text`` with ``content`` between the comments ``<!-- name -->`` and ``<!-- /name -->``."""
     head, tail = f"<!-- {name} -->", f"<!-- /{name} -->"
     if head not in text or tail not in text:
         raise InputError(f"a README has no {head} ... {tail} for the table to go between: add the two lines")
@@ -239,7 +239,7 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
-    """The README, the page of results and the papers' pages as they should be."""
+    """Return the README, the page of results and the papers' pages, with their tables made from the records."""
     folder = root / "results"
     texts = {path: path.read_text(encoding="utf-8") for path in (root / "README.md", folder / "README.md")}
     texts |= {path: path.read_text(encoding="utf-8") for path in sorted(root.glob("lightning_meta/*/README.md"))}
@@ -254,7 +254,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
 
 
 def figures(root: Path = ROOT) -> dict[Path, list[Panel]]:
-    """What each paper's plot, ``results/PREFIX.svg``, should show."""
+    """Return the panels of each paper's plot, ``results/PREFIX.svg``."""
     papers: dict[str, list[str]] = {}
     for name in configured(root):
         papers.setdefault(name.partition("_")[0], []).append(name)
@@ -262,13 +262,13 @@ def figures(root: Path = ROOT) -> dict[Path, list[Panel]]:
 
 
 def configured(root: Path) -> list[str]:
-    """The experiments, those with a configuration, in the order of their rows."""
+    """Return the experiments that have a configuration, in the order of their rows."""
     there = {path.stem for path in (root / "configs").glob("*.yaml")}
     return [name for name in _rows(root / "results" / "rows.yaml") if name in there]
 
 
 def main(arguments: list[str], prog: str = "results", root: Path = ROOT) -> None:
-    """Writes the tables of the records in results/ into the README and the pages, and the plots into results/."""
+    """Write the tables of the records in results/ into the README and the pages, and the plots into results/."""
     argparse.ArgumentParser(prog, description=main.__doc__).parse_args(arguments)
     for path, text in pages(root).items():
         write_text(path, text)

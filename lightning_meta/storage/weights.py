@@ -1,7 +1,7 @@
-"""Trained weights as ``.safetensors`` files that say what they are of: how they are named, read and written.
+"""Trained weights as ``.safetensors`` files with metadata: how to find, read and write them.
 
-A file's metadata hold ``notes`` (JSON: the module's class and hyper-parameters, steps, seconds, data, seed, commit) and
-a ``fingerprint`` of them and all weights. Weights that several layers share are stored once.
+The metadata hold ``notes`` (JSON: the module's class and hyper-parameters, steps, seconds, data, seed, commit) and a
+``fingerprint`` of the notes and all weights. Weights that several layers share are stored once.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from lightning_meta.storage.atomic import atomic_write
 from lightning_meta.storage.names import PACKAGE
 
 _NOTES = {"class_path": str, "hyper_parameters": dict, "steps": int, "seconds": int, "shared": dict}
-_MORE = "checkpoint/"  # begins the names of tensors that a checkpoint holds beside the module's state
+_MORE = "checkpoint/"  # prefix of the tensors that a checkpoint holds beside the module's state
 
 
 def shipped() -> dict[str, Path]:
-    """The weights that come with the package, each paper's in its own folder: file by name."""
+    """Return the weight files of the package by name; each paper has its own folder."""
     return {path.stem: path for path in sorted(PACKAGE.glob("*/weights/*.safetensors"))}
 
 
 def find(weights: str | Path) -> Path:
-    """The file that a name stands for; a path stands for itself.
+    """Return the file of a model's name; a path is returned as it is.
 
     Raises:
-        InputError: Where it is neither.
+        InputError: If it is neither.
     """
     path = Path(weights)
     if path.suffix in (".ckpt", ".safetensors") or path.is_file():
@@ -42,10 +42,10 @@ def find(weights: str | Path) -> Path:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """A file's contents as those of a checkpoint that can be tested and not gone on with. No code in it can run.
+    """Read a weight file as a checkpoint dict. It can be tested, but training cannot resume from it. No code can run.
 
     Raises:
-        InputError: Where there is no such file, or it is damaged or something else.
+        InputError: If the file does not exist, is damaged, or is not a weight file.
     """
     if not Path(path).is_file():
         raise InputError(f"no file {path}: check the path")
@@ -78,16 +78,16 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def write(path: str | Path, checkpoint: dict[str, Any], record: dict[str, Any]) -> None:
-    """Writes a checkpoint's weights, float32, and what they are. The file is whole or not there.
+    """Write a checkpoint's weights, in float32, with their metadata; the file is written atomically.
 
     Args:
-        path: Ends in ``.safetensors``.
-        checkpoint: As ``read_checkpoint`` gives it.
-        record: What a test of this checkpoint wrote into ``results.json``.
+        path: File to write; it ends in ``.safetensors``.
+        checkpoint: A checkpoint from ``read_checkpoint``.
+        record: The ``results.json`` of a test of this checkpoint.
 
     Raises:
-        InputError: Where the two are not of one run, the checkpoint is of no run of the command line, or the file
-            cannot be written.
+        InputError: If checkpoint and record come from different runs, the command line did not write the checkpoint,
+            or the file cannot be written.
     """
     if Path(path).suffix != ".safetensors":
         raise InputError(f"cannot write weights to {path}: choose a name that ends in .safetensors")
@@ -98,12 +98,12 @@ def write(path: str | Path, checkpoint: dict[str, Any], record: dict[str, Any]) 
         options = json.loads(json.dumps(options))
         seconds = round(checkpoint["callbacks"]["Timer"]["time_elapsed"]["train"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"the checkpoint does not say what it is of ({error!r}): give one that fit wrote") from error
+        raise InputError(f"the checkpoint does not name its model ({error!r}): give one that fit wrote") from error
     for name, ours in {"steps": checkpoint["global_step"], "seconds": seconds, "model": options}.items():
         if record.get(name) != ours:
             raise InputError(
-                f"the record is of another checkpoint: its {name} is {record.get(name)} and should be {ours}: test "
-                "this checkpoint first"
+                f"the record belongs to another checkpoint: its {name} is {record.get(name)} and should be {ours}; "
+                "run test with this checkpoint first"
             )
     more = {f"{_MORE}{name}": value for name, value in checkpoint.items() if isinstance(value, Tensor)}
     first: dict[Any, str] = {}
