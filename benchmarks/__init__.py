@@ -1,1 +1,1 @@
-"""Speed, each a ratio against something measured in the same run: ``python -m benchmarks [name]``."""
+"""Benchmarks of speed, each a ratio within one run: ``python -m benchmarks [name]``."""

@@ -1,6 +1,6 @@
 """A translator's beam search, 32 sentences at once, against greedy search, and against one sentence at a time.
 
-Weights are random, so that no sentence ends early: each gets as many pieces as it may have.
+The weights are random, so no sentence ends early: each gets the largest number of subwords.
 """
 
 import argparse

@@ -1,6 +1,7 @@
-"""A training step of a residual network whose kernels a generator writes against one of the plain network.
+"""A training step of a residual network with generated kernels, against a step of the plain network.
 
-All kernels are written in one go, or in a call for each layer; the loss has the L2 of the paper, on the kernels.
+The generator makes all kernels in one call, or each layer's kernel in a call of its own. The loss has the paper's L2
+penalty on the kernels.
 """
 
 import argparse

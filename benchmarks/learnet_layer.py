@@ -1,8 +1,8 @@
-"""A layer with predicted filters, forward and backward: one exemplar at a time, and with whole kernels predicted.
+"""A layer with predicted filters, forward and backward: one exemplar at a time, and with the whole kernel predicted.
 
-A learnet's last layer, its head, writes the filters from m features of an exemplar. The whole kernel takes f * f * in *
-out numbers, the factorised one f * f * d, and the head m + 1 weights for each of them; so those two are measured with
-their heads. Times include the gradients of all weights, memory too.
+The last layer of a learnet, its head, predicts the filters from m features of an exemplar. A whole kernel has
+f * f * in * out numbers, a factorised one f * f * d. The head has m + 1 weights for each of them, so both are measured
+with their heads. Times and memory include the gradients of all weights.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Dynamic local filtering, forward and backward, against the bytes it must move.
 
-The bound is the time of those bytes at the bandwidth of a large copy, measured between the rows of the same run:
-forward reads filters and x and writes y, backward reads filters, x and the gradient of y and writes two gradients.
-On a GPU the batch is larger, so that it is not launching that is measured.
+The lower bound is the time to move these bytes at the bandwidth of a large copy, which is measured between the rows of
+the same run. Forward reads the filters and x and writes y; backward reads the filters, x and the gradient of y and
+writes two gradients. On a GPU the batch is larger, so that the time of launching kernels does not count.
 """
 
 import torch

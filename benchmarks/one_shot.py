@@ -1,9 +1,9 @@
-"""Takes hours: every one-shot network and metric trained alike, beside the paper's table 1.
+"""Train every one-shot network and metric in the same way, beside the paper's table 1. It takes hours.
 
     python -m benchmarks one_shot [options] [-- options of every ``python run.py fit``]
 
-The paper's networks learn by its logistic loss on pairs; a prototypical network, by soft-max, stands beside them. A run
-that is finished is not run again, one that was stopped goes on: give the same options, or another --out.
+The paper's networks are trained with its logistic loss on pairs, a prototypical network with soft-max. A finished run
+is not repeated and a stopped run is resumed: give the same options, or another --out.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Options, clock and record that the benchmarks share."""
+"""The options, the clock and the record of all benchmarks."""
 
 import argparse
 import json

@@ -18,7 +18,7 @@ COMMANDS = {
     "catalogue": "list the trained models of the package, or make one of a run of yours",
 }
 
-OPTIONS = {  # whose texts in Lightning do not say what they do here
+OPTIONS = {  # texts for options whose Lightning texts are wrong here
     "seed_everything": "seed of the data, the first weights and the random numbers of training",
     "ckpt_path": "a checkpoint file, the name of a model of the package (see catalogue; not for fit), or best or last "
     "of this run's folder. Without it, fit begins a new run and the other commands take best",
@@ -33,13 +33,13 @@ TITLES = {
 
 
 def usage(program: str, command: str) -> str:
-    """The usage line of ``fit``, ``validate``, ``test`` or ``predict``."""
+    """Return the usage line of ``fit``, ``validate``, ``test`` or ``predict``."""
     options = " ".join(f"[--{part}.OPTION VALUE]" for part in ("model", "data", "schedule", "trainer"))
     return f"{program} {command} --config NAME_OR_FILE [--ckpt_path NAME_OR_FILE] {options}"
 
 
 def overview(program: str, commands: dict[str, str]) -> str:
-    """The commands and the experiments, a line each."""
+    """Return the help text of the program: one line for each command and each experiment."""
     about = {name: _about(path.read_text(encoding="utf-8")) for name, path in experiments().items()}
     return "\n".join(
         [
@@ -63,7 +63,7 @@ def overview(program: str, commands: dict[str, str]) -> str:
 
 
 def _about(configuration: str) -> str:
-    """The task that the first comment of a configuration names, after the paper and its section."""
+    """Return the task from the first comment of a configuration, where it follows the paper and its section."""
     return configuration.splitlines()[0].rpartition(": ")[2].rstrip(".")
 
 
@@ -72,12 +72,12 @@ def _columns(rows: dict[str, str]) -> list[str]:
 
 
 def options(parser: LightningArgumentParser, command: str, program: str, config: Namespace | None) -> str:
-    """All options of a command: those of the experiment's model, data and schedule, then those of every run.
+    """Return the help text of a command: first the options of the experiment's model, data and schedule.
 
     Args:
-        parser: The command's.
+        parser: Parser of the command. It is changed and must not be used afterwards.
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        program: How this program is started.
+        program: Command by which this program was started.
         config: Configuration whose values are shown as defaults. None: no experiment was named.
     """
     own = LightningArgumentParser(usage=SUPPRESS, description=None, add_help=False)
@@ -101,7 +101,7 @@ def options(parser: LightningArgumentParser, command: str, program: str, config:
 
 
 def _add(parser: LightningArgumentParser, key: str, kind: type, values: Namespace) -> None:
-    """Options of a class, with what a configuration gives as their defaults."""
+    """Add the options of a class, with the configuration's values as defaults."""
     added = parser.add_class_arguments(kind, key, skip={"seed"})  # --seed_everything sets it
     parser.groups[key].title = f"{key}, {kind.__name__}: {(getdoc(kind) or '').splitlines()[0].rstrip('.')}"
     parser.set_defaults({f"{key}.{name}": value for name, value in values.items() if f"{key}.{name}" in added})
