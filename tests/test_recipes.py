@@ -55,10 +55,10 @@ SHORT = {
     "l2l_style": (30, L2L),
     # 65.25, nearest picture 81.25; 24 s
     "learnet_omniglot": (160, "--data.tests={} --data.val_episodes=5 --data.test_episodes=40"),
-    # 3.63, the object stays where it was 37.74; 14 s
+    # 2.28, the object stays where it was 38.72; 11 s
     "learnet_tracking": (
         40,
-        f"--data.sequences={DATA}/tracking/vot --data.val_triplets=16 --data.test_triplets=64",
+        f"--data.sequences={DATA}/tracking/otb/Dudek20 --data.val_triplets=8 --data.test_triplets=128",
     ),
 }
 RATES = {  # that the records in results/ chose
@@ -92,6 +92,10 @@ BEHIND = {
     },
 }
 
+# Untrained, these networks are ahead of some baselines already, at 779.0, 115.2 and 88.9. They have to get below these
+# numbers, too.
+UNTRAINED = {"dfn_mnist": 775.0, "dfn_stereo": 110.0, "hyper_cifar10": 86.0}
+
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_short_run_is_ahead_of_its_baselines(name, tmp_path, request):
@@ -115,6 +119,8 @@ def test_a_short_run_is_ahead_of_its_baselines(name, tmp_path, request):
     record = json.loads((tmp_path / name / "results.json").read_text())
     assert record["steps"] == steps
     value, baselines, behind = record["value"], record["baselines"], BEHIND.get(name, {})
+    if name in UNTRAINED:
+        baselines["untrained network"] = UNTRAINED[name]
     shares = ", ".join(f"{value / other:.2f} of {baseline} ({other:.4g})" for baseline, other in baselines.items())
     assert {baseline for baseline, other in baselines.items() if not value < other} == behind.keys(), (
         f"{value:.4g} after {steps} steps is {shares}"
