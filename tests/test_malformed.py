@@ -390,7 +390,7 @@ def read_iam(folder: Path) -> None:
     read_sequences(strokes.iam_online(folder, shortest=1))
 
 
-def read_symbols(found: text.Text) -> None:
+def read_symbols(found: text.TextSplits) -> None:
     assert sum(map(len, found)) > 19
     assert all(part.dtype in (np.uint8, np.uint32) for part in found)
 
