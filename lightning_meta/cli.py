@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import io
 import json
 import logging
 import os
@@ -55,6 +56,11 @@ class MetaCLI(LightningCLI):
     take ``best``.
     """
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # Lightning's own option also takes true, for a seed that nobody knows, and false
+        text = "seed of the data, the first weights and the random numbers of training"
+        parser.add_argument("--seed_everything", type=int, default=self.seed_everything_default, help=text)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(MetaSchedule, "schedule")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -92,6 +98,8 @@ class MetaCLI(LightningCLI):
         self.options = self.config[self.subcommand]
         refuse_strategy(self.options.trainer.strategy)
         refuse_precision(self.options.trainer.precision)
+        if self.options.trainer.max_time is not None:  # Lightning ignores it if there is a Timer
+            self.options.timer.duration, self.options.trainer.max_time = self.options.trainer.max_time, None
         self.run_folder = _run_folder(self.options.trainer.logger)
         self.options.ckpt_path = self._checkpoint_path(self.options.ckpt_path)
         self.options.weights_only = True  # no code in a checkpoint is ever run
@@ -308,6 +316,9 @@ def main(args: list[str] | None = None, commands: dict[str, Command] | None = No
     arguments = sys.argv[1:] if args is None else args
     commands = {"catalogue": Command(command_help.COMMANDS["catalogue"], catalogue.main), **(commands or {})}
     _quieten()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # the tables have characters that not every encoding has
     prepare_processor()
     try:
         command, *options = arguments or ["--help"]

@@ -19,7 +19,6 @@ COMMANDS = {
 }
 
 OPTIONS = {  # texts for options whose Lightning texts are wrong here
-    "seed_everything": "seed of the data, the first weights and the random numbers of training",
     "ckpt_path": "a checkpoint file, the name of a model of the package (see catalogue; not for fit), or best or last "
     "of this run's folder. Without it, fit begins a new run and the other commands take best",
     "weights_only": SUPPRESS,  # always true: no code in a checkpoint is ever run

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -251,6 +252,45 @@ def test_the_commands_it_ends_with_run(tmp_path, capsys):
         main(command.split())
     assert list((tmp_path / "dfn_mnist" / "predictions").glob("*.gif"))
     assert torch.load(tmp_path / "dfn_mnist" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_max_time_stops_training(tmp_path):
+    more = ["--trainer.max_time=00:00:00:01", "--trainer.max_steps=100000", "--timer.interval=step"]
+    main(["fit", *arguments("hyper_mnist", tmp_path, *more)])
+    record = json.loads((tmp_path / "hyper_mnist" / "results.json").read_text())
+    assert 0 < record["steps"] < 100000
+    assert record["seconds"] <= 5
+
+
+@pytest.mark.parametrize("seed", ["true", "false", "many"])
+def test_a_seed_is_a_number(tmp_path, seed, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *arguments("dfn_mnist", tmp_path, f"--seed_everything={seed}")])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: seed_everything: Expected a int. Got value: ")
+
+
+def test_output_that_cannot_be_encoded_does_not_cost_the_record(trained, tmp_path):
+    shutil.copytree(trained / "dfn_mnist", tmp_path / "dfn_mnist")
+    (tmp_path / "dfn_mnist" / "results.json").unlink()
+    command = [sys.executable, str(ROOT / "run.py"), "test", *arguments("dfn_mnist", tmp_path)]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "dfn_mnist" / "results.json").exists()
+
+
+def test_the_record_is_written_before_anything_is_printed(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained / "dfn_mnist", tmp_path / "dfn_mnist")
+    (tmp_path / "dfn_mnist" / "results.json").unlink()
+
+    def fails(*_):
+        raise OSError("no terminal")
+
+    monkeypatch.setattr("lightning_meta.running.callbacks.Console.print", fails)
+    with pytest.raises(SystemExit, match="error: no terminal"):
+        main(["test", *arguments("dfn_mnist", tmp_path)])
+    assert (tmp_path / "dfn_mnist" / "results.json").exists()
 
 
 def test_precision_follows_the_machine(monkeypatch):

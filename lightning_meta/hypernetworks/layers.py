@@ -421,6 +421,9 @@ class Recurrent(nn.Module):
             for _ in range(self.directions)
         )
 
+    def flatten_parameters(self) -> None:
+        """Do nothing; ``torch.nn.LSTM`` has a method of this name, which its users call before each forward pass."""
+
     def _run(
         self, x: Tensor | PackedSequence, state: Sequence[Tensor] | None
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:

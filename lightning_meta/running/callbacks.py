@@ -52,6 +52,10 @@ class Record(Callback):
             "torch": torch.__version__,
             "model": {k: v for k, v in pl_module.hparams.items() if not k.startswith("_")},
         }
+        if not trainer.fast_dev_run:  # before anything is printed: that may fail
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic_write(folder / "results.json") as part:
+                part.write_text(json.dumps(record, indent=2) + "\n")
         table = Table("", title=measured["measure"])
         table.add_column(measured["unit"], justify="right")
         value, *others = amounts(measured)
@@ -67,10 +71,6 @@ class Record(Callback):
                 named = [f"{name} {other}" for name, other in zip(values["baselines"], others, strict=True)]
                 table.add_row(f"{values['measure']}, {values['unit']}", value, ", ".join(named))
             Console().print(table)
-        if not trainer.fast_dev_run:
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(folder / "results.json") as part:
-                part.write_text(json.dumps(record, indent=2) + "\n")
 
 
 class TensorBoardPictures(Callback):

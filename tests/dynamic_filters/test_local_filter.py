@@ -246,3 +246,11 @@ def test_triton_equals_definition():
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
+
+
+def test_gradients_of_no_channels_are_zero():
+    memory = [torch.full((2 * 9 * 8 * 8,), 7e9) for _ in range(50)]
+    del memory  # what was not set would be this
+    filters = torch.randn(2, 9, 8, 8, requires_grad=True)
+    dynamic_local_filter(torch.randn(2, 0, 8, 8), filters, 3).sum().backward()
+    assert torch.equal(filters.grad, torch.zeros_like(filters))

@@ -576,3 +576,13 @@ def test_inputs_that_do_not_fit():
             lstm(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"expected 2 state tensors of shape \(1, 2, 6\)"):
         lstm(torch.zeros(5, 2, 3), (torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)))
+
+
+@pytest.mark.parametrize("layer", [HyperLSTM, HyperRNN])
+def test_code_for_torchs_layers_may_flatten_parameters(layer):
+    torch.manual_seed(0)
+    made = layer(3, 4, hyper_size=2, embedding_size=1)
+    x = torch.randn(2, 1, 3)
+    before = made(x)[0]
+    assert made.flatten_parameters() is None
+    assert torch.equal(made(x)[0], before)

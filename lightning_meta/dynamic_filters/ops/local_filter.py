@@ -52,7 +52,9 @@ def _local_filter_backward(
     if not softmax:
         stats = x.new_empty(0, dtype=_sum_dtype(x, filters))
     needed = grad_x if need_x else None, grad_filters if need_filters else None
-    if grad_y.numel():
+    if not grad_y.numel():  # a sum over nothing
+        grad_x.zero_(), grad_filters.zero_()
+    else:
         _implementation(x, filters).backward(grad_y, x, filters, y, stats, *needed)
     return grad_x, grad_filters
 
