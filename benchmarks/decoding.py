@@ -54,7 +54,7 @@ def measure(setting: Setting, options: argparse.Namespace) -> list[dict[str, str
     times = {form: [] for form in forms}
     for _ in range(options.repeats + 1):  # interleaved, so that a busy moment hits all of them; the first warms up
         for form, (width, n) in forms.items():
-            run = partial(translator.search, source[:, :n], longest[:n], width)
+            run = partial(translator.beam_search, source[:, :n], longest[:n], width)
             times[form].append(seconds(run, options.device) / n)
     best = {form: min(each[1:]) for form, each in times.items()}
     return [

@@ -172,7 +172,7 @@ class Translation(Experiment):
     def _search(self, source: Tensor, beam: int | None = None) -> Hypotheses:
         """Translate sentences (S, B), with at most 10 subwords more than twice those of the source."""
         h, longest = self.hparams, 2 * (source != PAD).sum(0) + 10
-        return self.translator.search(source, longest, beam or h.beam, h.length_penalty, h.coverage_penalty)
+        return self.translator.beam_search(source, longest, beam or h.beam, h.length_penalty, h.coverage_penalty)
 
     def _texts(self, found: Hypotheses) -> list[str]:
         return self.vocabulary.decode([_before_end(subwords) for subwords in found.subwords.t().tolist()])

@@ -169,7 +169,7 @@ class Translator(nn.Module):
     >>> source, target = torch.randint(4, 20, (5, 3)), torch.randint(4, 20, (7, 3))
     >>> translator(source, target).shape
     torch.Size([7, 3])
-    >>> translator.search(source, torch.tensor([4, 5, 6])).subwords.shape
+    >>> translator.beam_search(source, torch.tensor([4, 5, 6])).subwords.shape
     torch.Size([6, 3])
     """
 
@@ -214,7 +214,7 @@ class Translator(nn.Module):
         return losses.view(target.shape)
 
     @torch.no_grad()
-    def search(
+    def beam_search(
         self,
         source: Tensor,
         longest: Tensor,

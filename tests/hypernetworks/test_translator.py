@@ -134,7 +134,7 @@ def exhaustive(model, source, longest, alpha, beta):
 def test_a_beam_as_wide_as_everything_finds_the_best(alpha, beta):
     model = translator()
     source, longest = sentences(3, 4), torch.tensor([3, 4])
-    found = model.search(source, longest, 200, alpha, beta)
+    found = model.beam_search(source, longest, 200, alpha, beta)
     for b, length in enumerate([3, 4]):
         score, target = exhaustive(model, source[:length, b].tolist(), int(longest[b]), alpha, beta)
         assert found.scores[b].item() == pytest.approx(score)
@@ -147,7 +147,7 @@ def test_a_beam_as_wide_as_everything_finds_the_best(alpha, beta):
 def test_a_beam_of_one_takes_the_likeliest_piece_each_time(network):
     model = translator(network)
     source, longest = sentences(3, 6, 5, 2), torch.tensor([5, 8, 2, 7])
-    found = model.search(source, longest, 1)
+    found = model.beam_search(source, longest, 1)
     for b in range(4):
         read, written = source[:, b][source[:, b] != PAD].tolist(), []
         while EOS not in written:
@@ -181,12 +181,12 @@ def slow_search(model, source, longest, beam, alpha, beta):
 def test_the_batched_search_is_the_slow_one(beam):
     model = translator("hyper_lstm", encoder_layers=3, decoder_layers=3)
     source, longest = sentences(3, 6, 2), torch.tensor([6, 5, 6])
-    found = model.search(source, longest, beam, 0.6, 0.4)
+    found = model.beam_search(source, longest, beam, 0.6, 0.4)
     for b, length in enumerate([3, 6, 2]):
         score, written = slow_search(model, source[:length, b].tolist(), int(longest[b]), beam, 0.6, 0.4)
         assert found.scores[b].item() == pytest.approx(score)
         assert [p for p in found.subwords[:, b].tolist() if p != PAD] == written
-        alone = model.search(source[:length, b : b + 1], longest[b : b + 1], beam, 0.6, 0.4)
+        alone = model.beam_search(source[:length, b : b + 1], longest[b : b + 1], beam, 0.6, 0.4)
         assert alone.scores.item() == pytest.approx(found.scores[b].item())
 
 
@@ -206,7 +206,7 @@ def test_unlikely_ends_do_not_stop_the_search():
     model.decoder.forward = sure
     source = sentences(3)
     for beam in (1, 2, 4):
-        found = model.search(source, torch.tensor([12]), beam, 0.2, 0.2)
+        found = model.beam_search(source, torch.tensor([12]), beam, 0.2, 0.2)
         assert found.subwords[:, 0].tolist() == [UNKNOWN + 1] * 8 + [EOS] + [PAD] * 3
 
 
