@@ -255,11 +255,10 @@ def test_the_commands_it_ends_with_run(tmp_path, capsys):
 
 
 def test_max_time_stops_training(tmp_path):
-    more = ["--trainer.max_time=00:00:00:01", "--trainer.max_steps=100000", "--timer.interval=step"]
+    more = ["--trainer.max_time={milliseconds: 1}", "--trainer.max_steps=100000"]
     main(["fit", *arguments("hyper_mnist", tmp_path, *more)])
     record = json.loads((tmp_path / "hyper_mnist" / "results.json").read_text())
-    assert 0 < record["steps"] < 100000
-    assert record["seconds"] <= 5
+    assert record["steps"] == 1
 
 
 @pytest.mark.parametrize("seed", ["true", "false", "many"])
