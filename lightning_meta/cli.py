@@ -85,14 +85,14 @@ class MetaCLI(LightningCLI):
         super().parse_arguments(parser, arguments)
 
     def _help(self, parser: LightningArgumentParser, command: str, arguments: list[str]) -> NoReturn:
-        """Prints the options of a command and exits."""
+        """Print the options of a command and exit."""
         named = any(argument.split("=")[0] in ("-c", "--config", "--model") for argument in arguments)
         config = parser.parse_args(arguments)[command] if named else None
         print(command_help.options(self._parser(command), command, program(), config))
         sys.exit(0)
 
     def _parse_ckpt_path(self) -> None:
-        """Does nothing: the configuration decides, not the hyper-parameters in a checkpoint."""
+        """Do nothing: the configuration decides, not the hyper-parameters in a checkpoint."""
 
     def before_instantiate_classes(self) -> None:
         self.options = self.config[self.subcommand]
